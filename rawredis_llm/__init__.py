@@ -1,0 +1,1 @@
+"""What an LLM application keeps in Redis, over Redis' own protocol."""

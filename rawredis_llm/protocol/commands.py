@@ -1,0 +1,99 @@
+"""The commands we use, one short typed function each: arguments in, a `Command` out.
+
+The decoders are forgiving about RESP2 and RESP3 (a map may come as a flat list) and about nothing
+else. Must not import another ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import UnexpectedReplyError
+from .operation import Command
+
+__all__ = [
+    "as_mapping",
+    "delete",
+    "get",
+    "hello",
+    "hgetall",
+    "hset",
+    "mget",
+    "pexpire",
+    "scan",
+    "select",
+    "set_value",
+    "unlink",
+]
+
+
+def as_mapping(reply: Any) -> dict[Any, Any]:
+    """Return a map reply as a dict, whether it came as a map (RESP3) or as a flat list (RESP2)."""
+    if isinstance(reply, dict):
+        return reply
+    if isinstance(reply, list) and len(reply) % 2 == 0:
+        return dict(zip(reply[::2], reply[1::2], strict=True))
+    raise UnexpectedReplyError(f"expected a map, got {type(reply).__name__}")
+
+
+def hello(
+    protocol: int, username: str | None, password: str | None, client_name: str | None
+) -> tuple[str | int, ...]:
+    """Return the arguments of the handshake; a password alone is the default user's."""
+    args: tuple[str | int, ...] = ("HELLO", protocol)
+    if password is not None:
+        args += ("AUTH", username or "default", password)
+    if client_name is not None:
+        args += ("SETNAME", client_name)
+    return args
+
+
+def select(db: int) -> tuple[str | int, ...]:
+    """Return the arguments that choose a database."""
+    return ("SELECT", db)
+
+
+def get(key: str | bytes) -> Command[bytes | None]:
+    """Return the value of a string key, or None."""
+    return Command(("GET", key))
+
+
+def mget(keys: Iterable[str | bytes]) -> Command[list[bytes | None]]:
+    """Return the values of string keys, None for each that is missing."""
+    return Command(("MGET", *keys))
+
+
+def set_value(key: str | bytes, value: bytes | str, px: int | None = None) -> Command[bytes]:
+    """Set a string key; `px` is its time to live in milliseconds."""
+    return Command(("SET", key, value) if px is None else ("SET", key, value, "PX", px))
+
+
+def delete(*keys: str | bytes) -> Command[int]:
+    """Delete keys; return how many there were."""
+    return Command(("DEL", *keys))
+
+
+def unlink(keys: Iterable[str | bytes]) -> Command[int]:
+    """Delete keys, freeing their memory in the background; return how many there were."""
+    return Command(("UNLINK", *keys))
+
+
+def pexpire(key: str | bytes, milliseconds: int) -> Command[int]:
+    """Set a key's time to live; return 1, or 0 if there is no such key."""
+    return Command(("PEXPIRE", key, milliseconds))
+
+
+def hset(key: str | bytes, fields: Mapping[str, Any]) -> Command[int]:
+    """Set fields of a hash; return how many of them are new."""
+    return Command(("HSET", key, *(part for pair in fields.items() for part in pair)))
+
+
+def hgetall(key: str | bytes) -> Command[dict[bytes, bytes]]:
+    """Return all fields of a hash; {} if there is no such key."""
+    return Command(("HGETALL", key), as_mapping)
+
+
+def scan(cursor: bytes | int, match: str | bytes, count: int) -> Command[tuple[bytes, list[bytes]]]:
+    """Return the next cursor (b"0" at the end) and a page of keys; a key may come twice."""
+    return Command(("SCAN", cursor, "MATCH", match, "COUNT", count), tuple)

@@ -1,0 +1,463 @@
+"""Conversations: every exchange with Redis, written once, without I/O and without a colour.
+
+An `Op` is a generator that yields requests and is sent their results. A runner decides when:
+`Client` runs it now, `AsyncClient` returns a coroutine of it, `Plan` hands it back unrun, to be
+read, tested, or joined with others by `gather`.
+
+=========  ====================================  =========================================
+Request    what the runner does                  what the op is sent
+=========  ====================================  =========================================
+Command    sends it, reads one reply             the decoded reply
+Batch      sends all in one write, reads all     a list: what each of them gives
+Embed      calls the user's embedder             its vectors, one per text
+Now        looks at the clock                    seconds since the epoch, a float
+=========  ====================================  =========================================
+
+Rules:
+
+1. An op does no I/O, reads no clock, takes no lock.
+2. Only `Exception` is thrown into an op. On cancellation or KeyboardInterrupt the runner closes it.
+3. No `yield` in a `finally`, and no bare `yield` outside this module: elsewhere, `yield from`.
+4. Endless iteration (SCAN, pub/sub, paging) is not an op: an op fetches one page.
+5. All replies of a batch are read before any of them is decoded or raised.
+6. A failure is thrown *into* the op, so that a traceback shows the op's own line.
+
+Must not import sockets, asyncio, numpy, or any other ring.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, overload
+
+from ..errors import ExecAbortError, RedisError, ReplyError, WatchError, reply_error
+from .resp import encode
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, TypeVar
+
+    T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True, default=Any)
+    C_co = TypeVar("C_co", covariant=True, bound="Runner | AsyncRunner | Plan")
+else:
+    from typing import TypeVar
+
+    T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
+    C_co = TypeVar("C_co", covariant=True)
+
+P = ParamSpec("P")
+
+__all__ = [
+    "PLAN",
+    "AsyncRunner",
+    "Batch",
+    "Bound",
+    "Command",
+    "Embed",
+    "Now",
+    "Op",
+    "Plan",
+    "Request",
+    "Runnable",
+    "Runner",
+    "operation",
+    "together",
+    "watched",
+]
+
+
+class Command(Generic[T_co]):
+    """One command: `args` as they are sent, and `decode`, which makes a value of the reply.
+
+    Without `decode` the reply is the value. A server's error raises before `decode` is called.
+    """
+
+    __slots__ = ("args", "decode")
+    width = 1
+
+    def __init__(self, args: tuple[Any, ...], decode: Callable[[Any], T_co] | None = None) -> None:
+        self.args = args
+        self.decode = decode
+
+    def __iter__(self) -> Generator[Request, Any, T_co]:
+        value: T_co = yield self
+        return value
+
+    def __repr__(self) -> str:
+        return f"<Command {self.name}>"
+
+    @property
+    def name(self) -> str:
+        """The command's name in capitals."""
+        return command_name(self.args)
+
+    def encode(self) -> list[bytes]:
+        """Return the bytes to send. Raises TypeError or ValueError for an argument of no form."""
+        refuse_stateful(self.args)
+        return [encode(self.args)]
+
+    def result(self, replies: Sequence[Any]) -> T_co:
+        """Return the value of this command's one reply, or raise its error."""
+        reply = replies[0]
+        if isinstance(reply, ReplyError):
+            raise reply_error(reply.message, self.name, reply.address)
+        return self.value(reply)
+
+    def value(self, reply: Any) -> T_co:
+        """Return the value of a reply that is no error."""
+        value: T_co = reply if self.decode is None else self.decode(reply)
+        return value
+
+
+class Batch:
+    """Commands (and batches) that leave in one write; its value is the list of theirs.
+
+    `atomic` wraps them in MULTI and EXEC. With `raise_errors` the first error is raised once all
+    replies have been read; without, errors stand in the list, each in its place.
+    """
+
+    __slots__ = ("atomic", "members", "raise_errors", "width")
+    members: tuple[Command[Any] | Batch | tuple[Any, ...], ...]
+    width: int
+
+    def __init__(
+        self,
+        members: Iterable[Command[Any] | Batch | tuple[Any, ...]],
+        *,
+        atomic: bool = False,
+        raise_errors: bool = True,
+    ) -> None:
+        self.members = tuple(members)
+        self.atomic = atomic
+        self.raise_errors = raise_errors
+        width = sum(1 if isinstance(member, tuple) else member.width for member in self.members)
+        self.width = width + 2 if atomic and width else width
+
+    def __iter__(self) -> Generator[Request, Any, list[Any]]:
+        values: list[Any] = yield self
+        return values
+
+    @property
+    def name(self) -> str:
+        """The names of its commands, each once, in order: `GET+HSET`."""
+        names = (
+            command_name(member) if isinstance(member, tuple) else member.name
+            for member in self.members
+        )
+        return "+".join(dict.fromkeys(names))
+
+    def encode(self) -> list[bytes]:
+        """Return the bytes of each command, all of them made before the first is sent."""
+        parts: list[bytes] = []
+        for member in self.members:
+            if isinstance(member, tuple):
+                refuse_stateful(member)
+                parts.append(encode(member))
+            else:
+                parts += member.encode()
+        return [_MULTI, *parts, _EXEC] if self.atomic and parts else parts
+
+    def result(self, replies: Sequence[Any]) -> list[Any]:
+        """Return the values, or raise the first error."""
+        if self.atomic and replies:
+            replies = _executed(replies, self)
+        values: list[Any] = []
+        failure: Exception | None = None
+        position = 0
+        for member in self.members:
+            if isinstance(member, tuple):
+                reply = replies[position]
+                position += 1
+                if isinstance(reply, ReplyError):
+                    reply = reply_error(reply.message, command_name(member), reply.address)
+                    failure = failure or reply
+                values.append(reply)
+                continue
+            width = member.width
+            try:
+                values.append(member.result(replies[position : position + width]))
+            except Exception as error:  # noqa: BLE001 - it is raised below, or stands in its slot
+                failure = failure or error
+                values.append(error)
+            position += width
+        if failure is not None and self.raise_errors:
+            raise failure
+        return values
+
+
+_MULTI = encode(("MULTI",))
+_EXEC = encode(("EXEC",))
+
+
+def _executed(replies: Sequence[Any], batch: Batch) -> Sequence[Any]:
+    """Return what EXEC gave; raise what kept the transaction from running."""
+    outcome = replies[-1]
+    if isinstance(outcome, ReplyError):
+        # EXECABORT says only that some command was refused; the refusal itself says why.
+        refusal = next((r for r in replies[:-1] if isinstance(r, ReplyError)), outcome)
+        error = ExecAbortError if isinstance(outcome, ExecAbortError) else type(refusal)
+        raise error(refusal.message, command=batch.name, address=refusal.address)
+    if outcome is None:
+        raise WatchError("a watched key changed, nothing was executed", command=batch.name)
+    executed: list[Any] = outcome
+    return executed
+
+
+class Embed:
+    """Ask the runner to embed texts: by `call`, or in asyncio by `acall` where there is one.
+
+    An `AsyncClient` runs a plain `call` in a thread, so that a model does not stop the event loop.
+    """
+
+    __slots__ = ("acall", "call", "texts")
+
+    def __init__(
+        self,
+        texts: list[str],
+        call: Callable[[list[str]], Any] | None,
+        acall: Callable[[list[str]], Awaitable[Any]] | None = None,
+    ) -> None:
+        self.texts = texts
+        self.call = call
+        self.acall = acall
+
+    def __iter__(self) -> Generator[Request, Any, Any]:
+        return (yield self)
+
+
+class Now:
+    """Ask the runner for the time, in seconds since the epoch."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Generator[Request, Any, float]:
+        now: float = yield self
+        return now
+
+
+Request: TypeAlias = "Command[Any] | Batch | Embed | Now"
+Op: TypeAlias = Generator[Request, Any, T]
+Runnable: TypeAlias = "Command[T] | Op[T]"
+
+
+class Runner(ABC):
+    """What runs an op at once and returns its result: `Client`."""
+
+    @abstractmethod
+    def run(self, op: Runnable[T]) -> T:
+        """Run the op and return its result."""
+
+
+class AsyncRunner(ABC):
+    """What returns a coroutine of an op's result: `AsyncClient`."""
+
+    @abstractmethod
+    def run(self, op: Runnable[T]) -> Coroutine[Any, Any, T]:
+        """Return a coroutine that runs the op."""
+
+
+class Plan:
+    """What runs nothing: an object bound to it hands its ops back."""
+
+    def run(self, op: Runnable[T]) -> Runnable[T]:
+        """Return the op."""
+        return op
+
+
+PLAN = Plan()
+
+
+class Bound(Generic[C_co]):
+    """The base of all that has operations: an object and the client that runs them."""
+
+    client: C_co
+
+    def _planned(self) -> Any:
+        """Return this object bound to `PLAN`; each class's `plan` gives it its type."""
+        planned = copy.copy(self)
+        planned.client = PLAN  # type: ignore[assignment]  # the copy has another C_co
+        return planned
+
+
+if TYPE_CHECKING:
+
+    class operation(Generic[P, T]):  # noqa: N801 - it is used as a decorator
+        """See below; this is what the type checkers see: three colours of one method."""
+
+        def __init__(self, function: Callable[Concatenate[Any, P], Runnable[T]]) -> None: ...
+        @overload
+        def __get__(self, bound: None, owner: Any = None) -> Self: ...
+        @overload
+        def __get__(self, bound: Bound[Runner], owner: Any = None) -> Callable[P, T]: ...
+        @overload
+        def __get__(
+            self, bound: Bound[AsyncRunner], owner: Any = None
+        ) -> Callable[P, Coroutine[Any, Any, T]]: ...
+        @overload
+        def __get__(self, bound: Bound[Plan], owner: Any = None) -> Callable[P, Runnable[T]]: ...
+        def __get__(self, bound: Any, owner: Any = None) -> Any: ...
+
+else:
+
+    def operation(function):
+        """Make a method that returns an op into one that has the object's client run it."""
+
+        @functools.wraps(function)
+        def method(self, *args, **kwargs):
+            return self.client.run(function(self, *args, **kwargs))
+
+        return method
+
+
+def as_member(command: Sequence[Any] | Command[Any]) -> Command[Any] | tuple[Any, ...]:
+    """Return a member for a `Batch`: a `Command` as it is, a sequence of arguments as a tuple.
+
+    Raises TypeError for text, whose letters would be taken for arguments.
+    """
+    if isinstance(command, Command):
+        return command
+    if isinstance(command, (str, bytes, bytearray)):
+        raise TypeError("a command is a sequence of arguments such as ('GET', key), not one text")
+    return tuple(command)
+
+
+def command_name(args: Sequence[Any]) -> str:
+    """Return a command's name in capitals; errors and observers see this, never an argument."""
+    name = args[0] if args else ""
+    return (name.decode(errors="replace") if isinstance(name, bytes) else str(name)).upper()
+
+
+def refuse_stateful(args: Sequence[Any]) -> None:
+    """Raise ValueError for a command that would change what later replies on a connection mean."""
+    name = command_name(args)
+    if name in STATEFUL and (name != "CLIENT" or command_name(args[1:]) in _CLIENT_STATE):
+        raise ValueError(f"{name} changes the state of a shared connection; {STATEFUL[name]}")
+
+
+_BY_URL = "give it to the client, by an option or in the URL"
+_BY_TRANSACTION = "use client.transaction()"
+_NOT_POOLED = "it needs a connection of its own"
+
+_CLIENT_STATE = {"CACHING", "REPLY", "TRACKING"}
+STATEFUL = {
+    "AUTH": _BY_URL,
+    "CLIENT": "REPLY, TRACKING and CACHING are not for shared connections",
+    "DISCARD": _BY_TRANSACTION,
+    "EXEC": _BY_TRANSACTION,
+    "HELLO": _BY_URL,
+    "MONITOR": _NOT_POOLED,
+    "MULTI": _BY_TRANSACTION,
+    "PSUBSCRIBE": _NOT_POOLED,
+    "PSYNC": _NOT_POOLED,
+    "PUNSUBSCRIBE": _NOT_POOLED,
+    "QUIT": "use client.close()",
+    "RESET": _NOT_POOLED,
+    "SELECT": _BY_URL,
+    "SSUBSCRIBE": _NOT_POOLED,
+    "SUBSCRIBE": _NOT_POOLED,
+    "SUNSUBSCRIBE": _NOT_POOLED,
+    "SYNC": _NOT_POOLED,
+    "UNSUBSCRIBE": _NOT_POOLED,
+    "UNWATCH": _BY_TRANSACTION,
+    "WATCH": _BY_TRANSACTION,
+}
+"""Commands after which a connection would no longer answer one request by one reply, or answer it
+for another user or database: name -> what to do instead."""
+
+
+def together(ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> Op[list[Any]]:
+    """Run many ops in lock step: each step's commands leave in one write.
+
+    Texts to embed are collected first, one call per embedder, so that an op which must embed does
+    not cost the others a round trip. An op's error stays in its slot until all have finished; then
+    the first is raised, or with `raise_errors=False` errors stand in the list.
+    """
+    steps = [_Step(op) for op in ops]
+    try:
+        while waiting := [step for step in steps if step.request is not None]:
+            wire = [step.request for step in waiting if isinstance(step.request, (Command, Batch))]
+            if len(wire) < len(waiting):
+                yield from _resolve([s for s in waiting if isinstance(s.request, (Embed, Now))])
+                continue
+            try:
+                results = yield Batch(wire, raise_errors=False)
+            except RedisError as error:  # the whole write failed: each op learns in its own frame
+                results = [copy.copy(error) for _ in waiting]
+            for step, result in zip(waiting, results, strict=True):
+                step.resume(result)
+    finally:
+        for step in steps:
+            step.op.close()
+    failure = next((step.result for step in steps if isinstance(step.result, Exception)), None)
+    if failure is not None and raise_errors:
+        raise failure
+    return [step.result for step in steps]
+
+
+class _Step:
+    """Where one op of a `together` stands: its open request, or (None) its result."""
+
+    __slots__ = ("op", "request", "result")
+
+    def __init__(self, op: Runnable[Any]) -> None:
+        self.op = iter(op)
+        self.request: Request | None = None
+        self.result: Any = None
+        self.resume(None)
+
+    def resume(self, value: Any) -> None:
+        try:
+            if isinstance(value, Exception):
+                self.request = self.op.throw(value)
+            else:
+                self.request = self.op.send(value)
+        except StopIteration as stop:
+            self.request, self.result = None, stop.value
+        except Exception as error:  # noqa: BLE001 - it is raised, or handed over, by `together`
+            self.request, self.result = None, error
+
+
+def _resolve(steps: list[_Step]) -> Op[None]:
+    """Answer requests that need no server: the clock, and one call for each embedder."""
+    embeds: dict[Any, list[_Step]] = {}
+    for step in steps:
+        request = step.request
+        if isinstance(request, Embed):
+            embeds.setdefault((request.call, request.acall), []).append(step)
+        else:
+            step.resume((yield Now()))
+    for (call, acall), group in embeds.items():
+        texts = [text for step in group for text in step.request.texts]  # type: ignore[union-attr]
+        try:
+            vectors = yield Embed(texts, call, acall)
+        except Exception as error:  # noqa: BLE001 - each op of the group learns of it
+            for step in group:
+                step.resume(error)
+            continue
+        start = 0
+        for step in group:
+            end = start + len(step.request.texts)  # type: ignore[union-attr]
+            step.resume(vectors[start:end])
+            start = end
+
+
+def watched(op: Runnable[T], see: Callable[[Request], None]) -> Op[T]:
+    """Return the same op, each of whose requests is shown to `see` before it is performed."""
+    inner = iter(op)
+    step: Callable[[Any], Request] = inner.send
+    value: Any = None
+    while True:
+        try:
+            request = step(value)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]  # the op's own result
+        see(request)
+        try:
+            value = yield request
+            step = inner.send
+        except Exception as error:  # noqa: BLE001 - thrown on into the op
+            value, step = error, inner.throw

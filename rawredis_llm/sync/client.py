@@ -1,0 +1,215 @@
+"""The client for threads: `run()` performs an op now. `aio/client.py` is its twin.
+
+Must not import asyncio, numpy, or what is stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ..errors import RedisError, ReplyError, reply_error
+from ..protocol.operation import (
+    Batch,
+    Command,
+    Embed,
+    Request,
+    Runnable,
+    Runner,
+    as_member,
+    command_name,
+    refuse_stateful,
+    together,
+)
+from ..protocol.resp import encode
+from ..protocol.settings import Observer, Sizes, Times, make_settings, seconds
+from .pool import Pool
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from typing_extensions import Self
+
+__all__ = ["Client"]
+
+T = TypeVar("T")
+
+
+class Client(Runner):
+    """A Redis client for any number of threads. Creating one does no I/O.
+
+    `timeout` is the limit, in seconds, of every exchange: waiting for a connection, connecting,
+    sending and reading together (default 5; None: no limit). `connect_timeout` (default: `timeout`)
+    shortens it for connecting. At most `max_connections` (default 32) sockets are open; further
+    callers wait. `protocol` is 3 or 2. `ssl_context` replaces the verifying default of `rediss://`.
+    `observer` is told of each exchange. Options in the URL count before parameters.
+
+    Raises ValueError or TypeError naming the parameter that is wrong.
+    """
+
+    def __init__(
+        self,
+        url: str = "redis://localhost:6379/0",
+        *,
+        timeout: float | None = 5.0,
+        connect_timeout: float | None = None,
+        max_connections: int = 32,
+        username: str | None = None,
+        password: str | None = None,
+        client_name: str | None = None,
+        protocol: int = 3,
+        ssl_context: SSLContext | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        settings = make_settings(
+            url,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            max_connections=max_connections,
+            username=username,
+            password=password,
+            client_name=client_name,
+            protocol=protocol,
+            ssl_context=ssl_context,
+            observer=observer,
+        )
+        self._timeout = settings.timeout
+        self._observer = observer
+        self._address = str(settings.address)
+        self._pool = Pool(settings)
+
+    def __repr__(self) -> str:
+        return f"<Client {self._address}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close every connection; calls after this raise RuntimeError."""
+        self._pool.close()
+
+    def call(self, *args: Any, timeout: float | None = None) -> Any:
+        """Send one command and return its reply: bytes, int, float, bool, None, list or dict.
+
+        Status replies are bytes (`b"OK"`). `timeout` in seconds replaces the client's for this call.
+        Raises ReplyError for a server's error, TypeError or ValueError for an argument that has no
+        form on the wire and for commands that would change a shared connection's state.
+        """
+        limit = self._timeout if timeout is None else seconds("timeout", timeout)
+        return self._one(args, limit)
+
+    def run(self, op: Runnable[T]) -> T:
+        """Run an op (or a single `Command`) and return its result."""
+        if type(op) is Command:
+            return op.value(self._one(op.args, self._timeout))
+        steps = iter(op)
+        try:
+            request = next(steps)
+            while True:
+                try:
+                    value = self._perform(request)
+                except Exception as error:  # noqa: BLE001 - thrown into the op, which decides
+                    request = steps.throw(error)
+                else:
+                    request = steps.send(value)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+        finally:
+            steps.close()
+
+    def gather(self, ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> list[Any]:
+        """Run ops in lock step, each step's commands in one write; return their results in order.
+
+        One op's error stays in its slot until the others have finished; then the first is raised,
+        or with `raise_errors=False` errors stand in the list.
+        """
+        return self.run(together(ops, raise_errors=raise_errors))
+
+    def pipeline(
+        self, commands: Iterable[Sequence[Any] | Command[Any]], *, raise_errors: bool = True
+    ) -> list[Any]:
+        """Send commands in one write and return their replies in order.
+
+        All are encoded before the first byte leaves, and all replies are read before the first
+        error is raised; with `raise_errors=False` errors stand in the list.
+        """
+        batch = Batch(map(as_member, commands), raise_errors=raise_errors)
+        return self._batch(batch)
+
+    def transaction(self, commands: Iterable[Sequence[Any] | Command[Any]]) -> list[Any]:
+        """Send commands in one write between MULTI and EXEC and return their replies in order.
+
+        Raises ExecAbortError if the server refused one and so ran none, and the first error of one
+        that failed while the others ran.
+        """
+        return self._batch(Batch(map(as_member, commands), atomic=True))
+
+    def _perform(self, request: Request) -> Any:
+        if isinstance(request, Command):
+            return request.value(self._one(request.args, self._timeout))
+        if isinstance(request, Batch):
+            return self._batch(request)
+        if isinstance(request, Embed):
+            if request.call is None:
+                raise TypeError("this embedder is asynchronous only: use it with an AsyncClient")
+            return request.call(request.texts)
+        return time()
+
+    def _one(self, args: Sequence[Any], limit: float) -> Any:
+        refuse_stateful(args)
+        data = encode(args)
+        start = monotonic()
+        received = 0
+        try:
+            connection = self._pool.acquire(start + limit)
+            try:
+                reply = connection.request(data, start + limit)
+                received = connection.received
+            finally:
+                self._pool.release(connection)
+        except RedisError as error:
+            error.command = command_name(args)
+            if self._observer is not None:
+                self._observe(error.command, start, len(data), received, error)
+            raise
+        refusal = reply if isinstance(reply, ReplyError) else None
+        if self._observer is not None:
+            self._observe(command_name(args), start, len(data), received, refusal)
+        if refusal is not None:
+            raise reply_error(reply.message, command_name(args), reply.address)
+        return reply
+
+    def _batch(self, batch: Batch) -> list[Any]:
+        parts = batch.encode()
+        if not parts:
+            return []
+        start = monotonic()
+        deadline = start + self._timeout
+        received = 0
+        failure: RedisError | None = None
+        try:
+            connection = self._pool.acquire(deadline)
+            try:
+                replies = connection.exchange(parts, deadline)
+                received = connection.received
+            finally:
+                self._pool.release(connection)
+        except RedisError as error:
+            error.command = batch.name
+            failure = error
+            raise
+        finally:
+            if self._observer is not None:
+                self._observe(batch.name, start, sum(map(len, parts)), received, failure)
+        return batch.result(replies)
+
+    def _observe(
+        self, name: str, start: float, sent: int, received: int, error: RedisError | None
+    ) -> None:
+        assert self._observer is not None
+        self._observer.command(name, Times(start, monotonic()), Sizes(sent, received), error)

@@ -1,0 +1,163 @@
+"""A bounded pool: the warmest idle connection first, waiters served in the order they came.
+
+The idle stack is a deque, whose append and pop are atomic, so a call on a warm pool takes no lock.
+Connections in use are known only by weak references: one that an interrupt took from its owner
+frees its place by being collected, and no counter can go wrong.
+
+Must not import asyncio, or what is stored.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import deque
+from time import monotonic
+from typing import Final
+
+from ..errors import PoolTimeoutError
+from ..protocol.settings import Settings
+from .connection import Connection
+
+__all__ = ["Pool"]
+
+RECHECK: Final = 0.5  # seconds: how soon a waiter notices a place freed by the collector
+
+
+class _Waiter:
+    """A caller that waits: `gate` opens when a connection was handed to it."""
+
+    __slots__ = ("connection", "gate")
+
+    def __init__(self) -> None:
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.connection: Connection | None = None
+
+
+class Pool:
+    """At most `settings.max_connections` connections, each used by one caller at a time."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._closed = False
+        self._reset()
+        _pools.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: deque[Connection] = deque()
+        self._waiters: deque[_Waiter] = deque()
+        self._live: weakref.WeakSet[Connection] = weakref.WeakSet()
+
+    def acquire(self, deadline: float) -> Connection:
+        """Return an open, clean connection; the caller must `release` it.
+
+        Raises PoolTimeoutError when none is free in time, ConnectError when none can be made.
+        """
+        if not self._waiters:
+            try:
+                while not (connection := self._idle.pop()).usable():
+                    self._drop(connection)
+            except IndexError:
+                pass
+            else:
+                return connection
+        return self._acquire_slowly(deadline)
+
+    def release(self, connection: Connection) -> None:
+        """Take a connection back; a dirty one is closed."""
+        if connection.dirty or self._closed:
+            self._drop(connection)
+        else:
+            self._idle.append(connection)
+        if self._waiters:
+            self._serve()
+
+    def close(self) -> None:
+        """Close what is idle now and what is in use when it comes back; later calls raise."""
+        self._closed = True
+        while True:
+            try:
+                self._drop(self._idle.pop())
+            except IndexError:
+                return
+
+    def after_fork(self) -> None:
+        """In a forked child: close our copies of the sockets. The parent's stay as they are."""
+        inherited = list(self._live)
+        self._reset()
+        for connection in inherited:
+            connection.close()
+
+    def _drop(self, connection: Connection) -> None:
+        connection.close()
+        with self._lock:
+            self._live.discard(connection)
+
+    def _acquire_slowly(self, deadline: float) -> Connection:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        waiter = _Waiter()
+        with self._lock:
+            self._waiters.append(waiter)
+        try:
+            self._serve()
+            while not waiter.gate.acquire(timeout=max(min(RECHECK, deadline - monotonic()), 0)):
+                self._serve()
+                if waiter.connection is None and monotonic() >= deadline:
+                    raise PoolTimeoutError(
+                        f"all {self._settings.max_connections} connections are in use"
+                    )
+            connection, waiter.connection = waiter.connection, None
+        finally:
+            self._leave(waiter)
+        assert connection is not None
+        try:
+            if connection.opened and not connection.usable():
+                connection.close()
+            if not connection.opened:
+                connection.open(deadline)
+        except BaseException:
+            connection.dirty = True
+            self.release(connection)
+            raise
+        return connection
+
+    def _leave(self, waiter: _Waiter) -> None:
+        """Leave the queue; give back what was handed over in the last moment."""
+        with self._lock:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+        if waiter.connection is not None:
+            self.release(waiter.connection)
+
+    def _serve(self) -> None:
+        """Hand connections to the first waiters, new ones while there is room."""
+        with self._lock:
+            while self._waiters:
+                if self._idle:
+                    try:
+                        connection = self._idle.pop()
+                    except IndexError:  # a caller without the lock was faster
+                        continue
+                elif len(self._live) < self._settings.max_connections:
+                    connection = Connection(self._settings)
+                    self._live.add(connection)
+                else:
+                    return
+                waiter = self._waiters.popleft()
+                waiter.connection = connection
+                waiter.gate.release()
+
+
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for pool in list(_pools):
+        pool.after_fork()
+
+
+os.register_at_fork(after_in_child=_after_fork)
