@@ -1,0 +1,123 @@
+"""What keys and values are made of: digests, namespaces, times to live, JSON.
+
+A key holds a digest, not a prompt, and a namespace always ends in `:`. Keys of the caches have the
+form `namespace:kind:<32 hex: scope>:<32 hex: identity>`, so that the pattern which finds one
+owner's keys can find nobody else's, whatever the namespaces are called. Pure; imports no numpy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any, Final
+
+from .protocol import commands
+from .protocol.operation import Batch, Op
+
+__all__ = [
+    "clear_matching",
+    "digest",
+    "escape_glob",
+    "from_json",
+    "milliseconds",
+    "pages",
+    "require_text",
+    "to_json",
+]
+
+LONGEST_TTL: Final = 10**12  # seconds; what Redis adds to its clock must fit 64 bits of milliseconds
+
+
+def digest(*parts: str) -> str:
+    """Return 32 hex digits of BLAKE2b over the parts, each framed by its length in bytes.
+
+    Framing keeps ("a:b", "c") and ("a", "b:c") apart; 128 bits make an accidental collision among
+    2**40 entries less likely than 2**-48. Raises ValueError for text that is not valid Unicode.
+    """
+    state = blake2b(digest_size=16)
+    for part in parts:
+        data = part.encode()
+        state.update(b"%d:%b" % (len(data), data))
+    return state.hexdigest()
+
+
+def require_text(name: str, value: Any, *, empty: bool = False) -> str:
+    """Return `value` if it is text, and not blank unless `empty`; raise naming the argument."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if not empty and not value.strip():
+        raise ValueError(f"{name} must not be empty")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not valid Unicode: {error.reason}") from None
+    return value
+
+
+def milliseconds(name: str, ttl: float | None) -> int | None:
+    """Return a time to live in whole milliseconds, None for "for ever".
+
+    Raises TypeError if it is no number, ValueError if it is not above 0.
+    """
+    if ttl is None:
+        return None
+    if isinstance(ttl, bool) or not isinstance(ttl, (int, float)):
+        raise TypeError(f"{name} must be a number of seconds or None, not {type(ttl).__name__}")
+    if not 0 < ttl <= LONGEST_TTL:
+        raise ValueError(f"{name} must be above 0 seconds (None: for ever), not {ttl}")
+    return max(round(ttl * 1000), 1)
+
+
+def to_json(name: str, value: Any) -> str:
+    """Return compact JSON. Raises TypeError or ValueError naming the argument that has none."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is not valid Unicode: {error.reason}") from None
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name} cannot be written as JSON: {error}") from None
+    return text
+
+
+def from_json(data: bytes | str | None) -> Any:
+    """Return the value of JSON, or None if there is none or it is damaged."""
+    if data is None:
+        return None
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def escape_glob(text: str) -> str:
+    """Return a SCAN pattern that matches exactly this text."""
+    return re.sub(r"([\\*?\[\]^-])", r"\\\1", text)
+
+
+def clear_matching(pattern: str, exact: re.Pattern[bytes] | None = None) -> Op[int]:
+    """Delete the keys that a SCAN pattern finds (and that `exact` matches); return how many.
+
+    Keys written meanwhile may stay. Each page is one round trip: the keys of one page are deleted
+    in the write that asks for the next.
+    """
+    deleted: int = 0
+    cursor: bytes = b"0"
+    doomed: list[bytes] = []
+    while True:
+        step: list[Any] = [commands.unlink(doomed)] if doomed else []
+        step.append(commands.scan(cursor, pattern, 1000))
+        replies = yield from Batch(step)
+        cursor, keys = replies[-1]
+        deleted += sum(replies[:-1])
+        doomed = [key for key in keys if exact is None or exact.fullmatch(key)]
+        if cursor == b"0":
+            return deleted + (yield from commands.unlink(doomed)) if doomed else deleted
+
+
+def pages(items: list[Any], size: int) -> Iterator[list[Any]]:
+    """Yield the items in lists of at most `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]

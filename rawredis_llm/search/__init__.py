@@ -1,0 +1,1 @@
+"""Ring 1: the language of Redis' search module, as values. Nothing here does I/O."""

@@ -1,0 +1,134 @@
+r"""Filters as values: `(Tag("city") == "Paris") & (Numeric("year") > 1990)`.
+
+Every character of a query that a user could have chosen is quoted here and nowhere else. In a tag,
+`{"..."}` with `\` and `"` escaped is exact in dialects 2 to 4 for everything but NUL. In a text,
+punctuation separates words when a document is indexed, so a query is split the same way and each
+word is quoted. A field's name is one of a small alphabet, or refused.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from typing import Any, Final
+
+__all__ = ["Filter", "field_name", "number", "tag_value", "words"]
+
+_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_SPACE: Final = " \t\n\v\f\r"
+_SEPARATORS: Final = re.compile(r"[^\w\x80-\U0010ffff]+", re.ASCII)
+LONGEST_TAG: Final = 4096  # bytes; RediSearch 2.10 cuts longer ones without a word
+EXACT: Final = 2**53  # whole numbers up to here are themselves as a double, which is what is indexed
+
+
+class Filter:
+    """A condition on fields; combine with `&`, `|` and `~`. Hashable, equal by its query text."""
+
+    __slots__ = ("fields", "query")
+
+    def __init__(self, query: str, fields: frozenset[tuple[str, str]]) -> None:
+        self.query = query
+        self.fields = fields  # (name, kind) of each field it speaks of
+
+    def __and__(self, other: Filter) -> Filter:
+        return self._joined(other, " ")
+
+    def __or__(self, other: Filter) -> Filter:
+        return self._joined(other, " | ")
+
+    def __invert__(self) -> Filter:
+        return Filter(f"(-{self.query})", self.fields)
+
+    def _joined(self, other: Filter, how: str) -> Filter:
+        if not isinstance(other, Filter):
+            return NotImplemented
+        return Filter(f"({self.query}{how}{other.query})", self.fields | other.fields)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Filter) and other.query == self.query
+
+    def __hash__(self) -> int:
+        return hash(self.query)
+
+    def __bool__(self) -> bool:
+        raise TypeError("join filters with &, | and ~, not with and, or, not or a chain like a < b < c")
+
+    def __repr__(self) -> str:
+        return f"<Filter {self.query}>"
+
+
+def field_name(name: Any) -> str:
+    """Return a field's name if it is one: letters, digits and `_`, not beginning with a digit."""
+    if not isinstance(name, str):
+        raise TypeError(f"a field's name must be a str, not {type(name).__name__}")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"a field's name is letters, digits and _ (no digit first), not {name!r}")
+    if name.startswith("__"):
+        raise ValueError(f"field names that begin with __ are ours, not {name!r}")
+    return name
+
+
+def tag_value(value: Any, field: str) -> str:
+    """Return text that a tag can hold unchanged.
+
+    Raises TypeError if it is no text; ValueError where the server would change it without a word:
+    if it is empty, begins or ends in white space, holds a NUL, or is longer than 4,096 bytes.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"tag {field!r} takes text, not {type(value).__name__}")
+    if not value:
+        raise ValueError(f"tag {field!r} must not be empty")
+    if value.strip(_SPACE) != value:
+        raise ValueError(f"tag {field!r}: Redis drops white space at the ends; strip it")
+    if "\0" in value or len(value.encode()) > LONGEST_TAG:
+        raise ValueError(f"tag {field!r}: Redis cuts at a NUL and after {LONGEST_TAG} bytes")
+    return value
+
+
+def number(value: Any, field: str) -> str:
+    """Return a number as query text. Raises for NaN, and for whole numbers a double cannot hold."""
+    if not isinstance(value, (int, float)) and hasattr(value, "item"):
+        value = value.item()  # a numpy number
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{field!r} takes a number, not {type(value).__name__}")
+    if isinstance(value, int):
+        if abs(value) > EXACT:
+            raise ValueError(f"{field!r}: Redis holds numbers as doubles, {value} would change")
+        return str(int(value))
+    if math.isnan(value):
+        raise ValueError(f"{field!r}: NaN is no number to search for")
+    return float.__repr__(float(value))
+
+
+def words(text: Any, field: str) -> list[str]:
+    """Return the words of a text as the server splits them. Raises ValueError if there is none."""
+    if not isinstance(text, str):
+        raise TypeError(f"text {field!r} takes text, not {type(text).__name__}")
+    found = [word for word in _SEPARATORS.split(text) if word]
+    if not found:
+        raise ValueError(f"text {field!r}: there is no word in {text!r}")
+    return found
+
+
+def tag_filter(field: str, values: Iterable[str]) -> Filter:
+    """Return the filter of documents that hold one of the values."""
+    checked = [tag_value(value, field) for value in values]
+    if not checked:
+        raise ValueError(f"tag {field!r}: no value is given, so nothing could match")
+    quoted = " | ".join(f'"{_escaped(value)}"' for value in checked)
+    return Filter(f"@{field}:{{{quoted}}}", frozenset({(field, "TAG")}))
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def range_filter(field: str, low: str, high: str) -> Filter:
+    """Return the filter of documents whose number lies in a range; `(` marks an open end."""
+    return Filter(f"@{field}:[{low} {high}]", frozenset({(field, "NUMERIC")}))
+
+
+def text_filter(field: str, query: str) -> Filter:
+    """Return the filter of documents whose text matches a query made of quoted words."""
+    return Filter(f"@{field}:({query})", frozenset({(field, "TEXT")}))

@@ -1,0 +1,125 @@
+"""Vectors as the bytes that Redis stores, and distances as similarities.
+
+A zero vector under cosine, or a NaN or infinity under any metric, is stored by the server without
+complaint and from then on falsifies everybody's nearest neighbours; a blob of the wrong size drops
+the whole document from the index. So every vector, stored or queried, is checked here first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["DTYPES", "METRICS", "as_matrix", "as_vector", "from_blob", "similarity", "to_blob"]
+
+Array = npt.NDArray[Any]
+
+DTYPES: Final = {"float32": "<f4", "float64": "<f8", "float16": "<f2"}
+"""Our name of a vector type -> numpy's, little-endian as Redis reads it."""
+
+METRICS: Final = {"cosine": "COSINE", "l2": "L2", "ip": "IP"}
+"""Our name of a metric -> Redis'. Distances: cosine 0..2, l2 squared, ip = 1 - dot product."""
+
+
+def as_matrix(
+    vectors: Any,
+    dim: int | None = None,
+    *,
+    dtype: str = "float32",
+    metric: str = "cosine",
+    name: str = "vectors",
+) -> Array:
+    """Return vectors as a C-contiguous, little-endian array of shape (n, dim).
+
+    `vectors` is anything numpy takes for numbers of shape (n, dim). Raises TypeError if it is not
+    numeric, ValueError naming the first row that is not finite, or, under cosine, is zero.
+    """
+    matrix = _numbers(vectors, dtype, name)
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} must have shape (n, dim), not {matrix.shape}")
+    if dim is not None and matrix.shape[1] != dim:
+        raise ValueError(f"{name} have {matrix.shape[1]} dimensions, the index has {dim}")
+    if matrix.shape[1] == 0:
+        raise ValueError(f"{name} have no dimensions")
+    _check(matrix, metric, name)
+    return matrix
+
+
+def as_vector(
+    vector: Any,
+    dim: int | None = None,
+    *,
+    dtype: str = "float32",
+    metric: str = "cosine",
+    name: str = "vector",
+) -> Array:
+    """Return one vector as a C-contiguous, little-endian array of shape (dim,); see `as_matrix`."""
+    array = _numbers(vector, dtype, name)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have shape (dim,), not {array.shape}")
+    if dim is not None and len(array) != dim:
+        raise ValueError(f"{name} has {len(array)} dimensions, the index has {dim}")
+    if len(array) == 0:
+        raise ValueError(f"{name} has no dimensions")
+    _check(array[np.newaxis], metric, name)
+    return array
+
+
+def to_blob(vector: Any, dtype: str = "float32", *, metric: str = "ip") -> bytes:
+    """Return one vector's little-endian bytes, as HSET and PARAMS take them.
+
+    Raises TypeError if it is not numeric, ValueError if it is not finite or, with
+    `metric="cosine"`, is zero.
+    """
+    return as_vector(vector, dtype=dtype, metric=metric).tobytes()
+
+
+def from_blob(blob: bytes, dtype: str = "float32") -> Array:
+    """Return the vector in a blob, as a read-only view of its bytes."""
+    return np.frombuffer(blob, _numpy_name(dtype))
+
+
+def similarity(distance: float, metric: str) -> float:
+    """Return a distance as nearness from 0 to 1.
+
+    cosine and ip: 1 - d/2, which is (1 + cos)/2, cut to 0..1; l2: 1 / (1 + d), d being squared.
+    """
+    if metric == "l2":
+        return 1.0 / (1.0 + max(distance, 0.0))
+    return min(max(1.0 - distance / 2.0, 0.0), 1.0)
+
+
+def _numpy_name(dtype: str) -> str:
+    try:
+        return DTYPES[dtype]
+    except KeyError:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}") from None
+
+
+def _numbers(values: Any, dtype: str, name: str) -> Array:
+    """Return numbers as an array of the wire's type; refuse what would lose their value."""
+    wire = _numpy_name(dtype)
+    try:
+        array = np.asarray(values)
+    except ValueError:
+        raise ValueError(f"{name} is ragged: its rows differ in length") from None
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
+    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
+        return np.ascontiguousarray(array, dtype=wire)
+
+
+def _check(matrix: Array, metric: str, name: str) -> None:
+    # A sum of squares that is finite and above zero proves a row good at a tenth of the price of
+    # isfinite(); one that is not (it may only have over- or underflowed) is looked at closely.
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        squares = np.einsum("ij,ij->i", matrix, matrix)
+        suspects = np.flatnonzero(~((squares > 0) & (squares < np.inf)))
+    for row in suspects:
+        where = f"row {row} of {name}" if len(matrix) > 1 else name
+        if not np.isfinite(matrix[row]).all():
+            raise ValueError(f"{where} is not finite; Redis would store it and search wrongly")
+        if metric == "cosine" and not matrix[row].any():
+            raise ValueError(f"{where} is zero, which has no cosine distance to anything")

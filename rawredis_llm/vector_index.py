@@ -1,0 +1,303 @@
+"""A vector index: documents in, nearest documents out, by raw FT.* commands and binary blobs.
+
+Documents are hashes under `prefix + id`. What the server would drop from the index without a word
+(a vector of another size, a number that is none) is refused before it is sent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import IndexNotFoundError, UnexpectedReplyError
+from .keys import milliseconds, require_text
+from .protocol import commands
+from .protocol.operation import Batch, Bound, C_co, Command, Op, Plan, operation
+from .search import query
+from .search.filters import Filter
+from .search.replies import IndexInfo, SearchReply
+from .search.schema import Field, Schema, text_or_bytes, whole_number
+from .search.vectors import Array, as_matrix, as_vector, from_blob, similarity
+
+if TYPE_CHECKING:
+    from .protocol.operation import AsyncRunner, Runner
+
+__all__ = ["Row", "SearchResult", "VectorIndex"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A document. `id` is without the prefix; `distance` is in the metric's own unit.
+
+    `similarity` is the distance as 0 to 1. `vector` is there where it was asked for: a read-only
+    array of shape (dim,). Numeric fields are numbers, the others text (bytes where not UTF-8).
+    """
+
+    id: str
+    fields: dict[str, Any]
+    distance: float | None = None
+    similarity: float | None = None
+    score: float | None = None
+    vector: Array | None = None
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Rows, nearest first. `total` is how many the search found before paging.
+
+    `partial` is True if the server said that it could not look at everything; why is in `warnings`.
+    Over RESP2 a server says nothing.
+    """
+
+    rows: list[Row]
+    total: int
+    partial: bool
+    warnings: list[str]
+
+
+class VectorIndex(Bound[C_co]):
+    """An index of the given fields, one of them a `Vector`, over hashes under `prefix`.
+
+    `prefix` is `name:` by default. Creating the object does no I/O; `create()` creates the index.
+    """
+
+    def __init__(
+        self, client: C_co, name: str, fields: Sequence[Field], *, prefix: str | None = None
+    ) -> None:
+        self.client = client
+        self.name = require_text("name", name)
+        self.schema = Schema(fields)
+        self.prefix = f"{name}:" if prefix is None else require_text("prefix", prefix)
+
+    @property
+    def plan(self) -> VectorIndex[Plan]:
+        """This index with methods that return ops, for `client.gather`."""
+        planned: VectorIndex[Plan] = self._planned()
+        return planned
+
+    @operation
+    def create(self, exist_ok: bool = False) -> Op[None]:  # noqa: FBT001, FBT002 - as os.makedirs
+        """Create the index; documents already under the prefix are indexed in the background.
+
+        Raises IndexExistsError if there is one of this name; with `exist_ok`, only
+        IndexMismatchError, if it has another prefix or other fields.
+        """
+        if exist_ok:
+            yield from query.ensure_index(self.name, (self.prefix,), self.schema)
+        else:
+            yield from query.create_index(self.name, (self.prefix,), self.schema)
+
+    @operation
+    def drop(self, delete_documents: bool = False) -> Op[None]:  # noqa: FBT001, FBT002 - see above
+        """Drop the index, and its documents only if told so. Raises IndexNotFoundError."""
+        yield from query.drop_index(self.name, documents=delete_documents)
+
+    @operation
+    def exists(self) -> Op[bool]:
+        """Return whether there is an index of this name."""
+        try:
+            yield from query.info(self.name)
+        except IndexNotFoundError:
+            return False
+        return True
+
+    @operation
+    def info(self) -> Command[IndexInfo]:
+        """Return what the server says of the index. Raises IndexNotFoundError."""
+        return query.info(self.name)
+
+    @operation
+    def load(
+        self,
+        ids: Sequence[str | int],
+        vectors: Any,
+        fields: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        ttl: float | None = None,
+        batch_size: int = 500,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Op[int]:
+        """Write documents, each replacing whole what was under its id; return how many.
+
+        `vectors` is array-like of shape (n, dim), one row per id. `fields` is `{name: column}` or
+        a list of dicts, one per id; a None leaves that field out of that document. Fields outside
+        of the schema are stored and not indexed. `ttl` in seconds. A batch of `batch_size`
+        documents is one write. `progress(done, total)` is called after each.
+
+        All arguments are checked before the first byte is sent: ValueError or TypeError name what
+        is wrong.
+        """
+        names = self._ids(ids)
+        vector = self.schema.vector
+        matrix = as_matrix(vectors, vector.dim, dtype=vector.dtype, metric=vector.metric)
+        if len(matrix) != len(names):
+            raise ValueError(f"{len(names)} ids, but {len(matrix)} vectors")
+        rows = self._rows(fields, len(names))
+        px = milliseconds("ttl", ttl)
+        whole_number("batch_size", batch_size)
+        for start in range(0, len(names), batch_size):
+            keys = [self.prefix + name for name in names[start : start + batch_size]]
+            blobs = matrix[start : start + batch_size].data.cast("B")
+            size = matrix.itemsize * vector.dim
+            batch: list[Command[Any] | tuple[Any, ...]] = [commands.delete(*keys)]
+            for i, key in enumerate(keys):
+                blob = blobs[i * size : (i + 1) * size]
+                batch.append(("HSET", key, vector.name, blob, *rows[start + i]))
+            if px is not None:
+                batch += [commands.pexpire(key, px) for key in keys]
+            yield from Batch(batch)
+            if progress is not None:
+                progress(start + len(keys), len(names))
+        return len(names)
+
+    @operation
+    def get(self, ids: Sequence[str | int]) -> Op[list[Row | None]]:
+        """Return documents by id, vectors included, in order; None for each that is missing."""
+        names = self._ids(ids, repeated=True)
+        found = yield from Batch([commands.hgetall(self.prefix + name) for name in names])
+        return [
+            self._row(name, fields, vectors=True) if fields else None
+            for name, fields in zip(names, found, strict=True)
+        ]
+
+    @operation
+    def delete(self, ids: Sequence[str | int]) -> Op[int]:
+        """Delete documents by id; return how many there were."""
+        names = self._ids(ids, repeated=True)
+        if not names:
+            return 0
+        return (yield from commands.unlink([self.prefix + name for name in names]))
+
+    @operation
+    def count(self, filter: Filter | None = None) -> Command[int]:  # noqa: A002 - the API's name
+        """Return how many documents are indexed, or match the filter."""
+        return query.count(self.name, self.schema.check_filter(filter))
+
+    @operation
+    def search(
+        self,
+        vector: Any,
+        k: int = 10,
+        *,
+        filter: Filter | None = None,  # noqa: A002 - the API's own name
+        return_fields: Sequence[str] | None = None,
+        include_vectors: bool = False,
+        offset: int = 0,
+        ef_runtime: int | None = None,
+    ) -> Command[SearchResult]:
+        """Return the `k` documents nearest to a vector of shape (dim,), nearest first.
+
+        Only documents that match `filter` are considered. `return_fields` (default: the schema's)
+        may name fields outside of the schema. `offset` skips the nearest; `ef_runtime` is how many
+        candidates an hnsw index looks at. Fewer than k matches give fewer rows.
+        """
+        field = self.schema.vector
+        array = as_vector(vector, field.dim, dtype=field.dtype, metric=field.metric)
+        wanted = whole_number("k", k) + whole_number("offset", offset, 0)
+        if wanted > query.MAX_RESULTS:
+            raise ValueError(f"k and offset: the server returns {query.MAX_RESULTS} rows at most")
+        if ef_runtime is not None and field.algorithm != "hnsw":
+            raise ValueError("ef_runtime: only an hnsw index has it")
+        names = [name for name in self.schema.fields if name != field.name]
+        if return_fields is not None:
+            names = [require_text("return_fields", name) for name in return_fields]
+        if include_vectors and field.name not in names:
+            names.append(field.name)
+
+        def rows(reply: SearchReply) -> SearchResult:
+            return self._result(reply, offset, offset + k)
+
+        return query.knn(
+            self.name,
+            self.schema.check_filter(filter),
+            field.name,
+            array.data.cast("B"),
+            wanted,
+            names,
+            ef_runtime=None if ef_runtime is None else whole_number("ef_runtime", ef_runtime),
+            decode=rows,
+        )
+
+    def _ids(self, ids: Sequence[str | int], *, repeated: bool = False) -> list[str]:
+        if isinstance(ids, (str, bytes)):
+            raise TypeError("ids must be a list of ids, not one id")
+        names = [str(i) if type(i) is int else require_text("ids", i) for i in ids]
+        if not repeated and len(set(names)) != len(names):
+            twice = next(name for i, name in enumerate(names) if name in names[:i])
+            raise ValueError(f"ids: {twice!r} is given twice, one document would be lost")
+        return names
+
+    def _rows(self, fields: Any, total: int) -> list[list[Any]]:
+        """Return each document's fields as HSET arguments."""
+        rows: list[list[Any]] = [[] for _ in range(total)]
+        if fields is None:
+            return rows
+        if isinstance(fields, Mapping):
+            for name, column in fields.items():
+                if isinstance(column, (str, bytes)) or len(column) != total:
+                    raise ValueError(f"field {name!r}: a column needs one value per id ({total})")
+                stored = self._storing(name)
+                for row, value in zip(rows, column, strict=True):
+                    if value is not None:
+                        row += (name, stored(value))
+            return rows
+        if len(fields) != total:
+            raise ValueError(f"fields: {len(fields)} documents, but {total} ids")
+        for row, document in zip(rows, fields, strict=True):
+            for name, value in document.items():
+                if value is not None:
+                    row += (name, self._storing(name)(value))
+        return rows
+
+    def _storing(self, name: str) -> Callable[[Any], Any]:
+        field = self.schema.fields.get(require_text("fields", name))
+        if field is self.schema.vector:
+            raise ValueError(f"field {name!r} is the vector; it is the argument `vectors`")
+        return field.stored if field is not None else lambda value: _unindexed(name, value)
+
+    def _row(
+        self,
+        name: str,
+        found: Mapping[bytes, bytes],
+        distance: float | None = None,
+        *,
+        vectors: bool = False,
+    ) -> Row:
+        vector = self.schema.vector
+        fields: dict[str, Any] = {}
+        array = None
+        for key, value in found.items():
+            label = key.decode(errors="replace")
+            if label == vector.name:
+                array = from_blob(value, vector.dtype) if vectors else None
+            elif label != query.DISTANCE:
+                field = self.schema.fields.get(label)
+                fields[label] = field.loaded(value) if field else text_or_bytes(value)
+        near = None if distance is None else similarity(distance, vector.metric)
+        return Row(name, fields, distance, near, vector=array)
+
+    def _result(self, reply: SearchReply, start: int, end: int) -> SearchResult:
+        label = query.DISTANCE.encode()
+        try:
+            found = [(float(fields[label]), key, fields) for key, fields in reply.rows if fields]
+        except (KeyError, ValueError):
+            raise UnexpectedReplyError("FT.SEARCH: a row without a distance") from None
+        # The server's order is not to be relied on everywhere; NaN, which is nobody's, goes last.
+        found.sort(key=lambda row: (math.isnan(row[0]), row[0]))
+        rows = [
+            self._row(self._id(key), fields, distance, vectors=True)
+            for distance, key, fields in found[start:end]
+        ]
+        return SearchResult(rows, len(found), bool(reply.warnings), reply.warnings)
+
+    def _id(self, key: bytes) -> str:
+        return key.decode(errors="replace").removeprefix(self.prefix)
+
+
+def _unindexed(name: str, value: Any) -> Any:
+    """Return a value that is only stored; what has no form on the wire is refused by its name."""
+    if isinstance(value, bool) or not isinstance(value, (str, bytes, int, float)):
+        raise TypeError(f"field {name!r} takes text, bytes or a number, not {type(value).__name__}")
+    return value

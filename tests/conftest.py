@@ -1,0 +1,77 @@
+"""A real server for the tests, and one behaviour suite in four colours.
+
+`redis` gives each test a client that is sync or asyncio and speaks RESP2 or RESP3; `redis.do(...)`
+is the result of a call either way, so that a behaviour is written once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from rawredis_llm import AsyncClient, Client, EmbeddedServer
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """A real Redis with search, for the whole run."""
+    with EmbeddedServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def plain_server() -> Iterator[EmbeddedServer]:
+    """A real Redis without a search module."""
+    with EmbeddedServer(search=False) as server:
+        yield server
+
+
+class Redis:
+    """A client of one colour and protocol on an empty database."""
+
+    def __init__(self, url: str, kind: str, protocol: int) -> None:
+        self.url = url
+        self.kind = kind
+        self.protocol = protocol
+        self._loop = asyncio.new_event_loop() if kind == "aio" else None
+        self._clients: list[Any] = []
+        self.client = self.connect()
+
+    def connect(self, **options: Any) -> Any:
+        """Return another client of the same kind, to the same server unless `url` is given."""
+        maker: Any = AsyncClient if self._loop else Client
+        client = maker(options.pop("url", self.url), **{"protocol": self.protocol, **options})
+        self._clients.append(client)
+        return client
+
+    def do(self, result: Any) -> Any:
+        """Return the result of a call: as it is, or awaited."""
+        return self._loop.run_until_complete(result) if self._loop else result
+
+    def close(self) -> None:
+        """Close every client that was made."""
+        for client in self._clients:
+            self.do(client.close())
+        if self._loop:
+            self._loop.close()
+
+
+@pytest.fixture(params=["sync-2", "sync-3", "aio-2", "aio-3"])
+def redis(request: pytest.FixtureRequest, server: EmbeddedServer) -> Iterator[Redis]:
+    """A client on an empty database, once for each colour and protocol."""
+    kind, _, protocol = request.param.partition("-")
+    redis = Redis(server.url, kind, int(protocol))
+    redis.do(redis.client.call("FLUSHALL"))
+    yield redis
+    redis.close()
+
+
+@pytest.fixture
+def client(server: EmbeddedServer) -> Iterator[Client]:
+    """A sync RESP3 client on an empty database, where the colour does not matter."""
+    with Client(server.url) as client:
+        client.call("FLUSHALL")
+        yield client
