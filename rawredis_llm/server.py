@@ -12,8 +12,8 @@ Rules:
 5. A server that was named (`path`, RAWREDIS_SERVER) and is not there is an error; it is never
    silently replaced by another one.
 
-It must import nothing else of this package, and neither hiredis nor numpy: it speaks to the server
-in two inline commands over a plain socket.
+It must import nothing of this package but its errors, and neither hiredis nor numpy: it speaks to
+the server in two inline commands over a plain socket.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
+
+from .errors import RedisError
 
 __all__ = ["EmbeddedServer", "ServerNotFoundError", "ServerStartError"]
 
@@ -72,11 +74,11 @@ exec "$@"
 """
 
 
-class ServerNotFoundError(RuntimeError):
+class ServerNotFoundError(RedisError):
     """No usable redis-server was found; the message lists where it was looked for."""
 
 
-class ServerStartError(RuntimeError):
+class ServerStartError(RedisError):
     """A redis-server was found and did not come up as asked; the message quotes its log."""
 
 
@@ -165,6 +167,12 @@ class EmbeddedServer:
         self._process = self._url = None
         if self._finalizer is not None:
             self._finalizer()
+
+    def wait(self) -> int:
+        """Return the server's exit code once it has ended; until then, wait."""
+        if self._process is None:
+            raise RuntimeError("the server is not running: start it with start() or a with block")
+        return self._process.wait()
 
     def __enter__(self) -> EmbeddedServer:  # noqa: PYI034 - Self needs Python 3.11
         """Start the server."""

@@ -1,0 +1,79 @@
+"""The command `rawredis-llm` (and `python -m rawredis_llm`).
+
+Bad input: one line on standard error and exit code 2. An error of Redis: one line, exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from . import __version__
+from .errors import RedisError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return _demo(options) if options.command == "demo" else _serve(options)
+    except (ValueError, OSError) as error:
+        # RedisErrors of the connection are OSErrors too, but no bad input.
+        print(f"rawredis-llm: {error}", file=sys.stderr)
+        return 1 if isinstance(error, RedisError) else 2
+    except RedisError as error:
+        print(f"rawredis-llm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rawredis-llm", description="What an LLM application keeps in Redis."
+    )
+    parser.add_argument("--version", action="version", version=f"rawredis-llm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    demo = commands.add_parser("demo", help="show every part at work on a real Redis")
+    demo.add_argument("--docs", type=Path, metavar="FILE", help="documents of your own: .txt, .jsonl")
+    demo.add_argument("--url", help="a Redis with search (default: one is started for the demo)")
+    demo.add_argument("--embedder", choices=("wordllama", "hashing"), default="wordllama")
+    demo.add_argument("--explain", action="store_true", help="print the argv of each command")
+    serve = commands.add_parser("serve", help="run a Redis with search in the foreground")
+    serve.add_argument("--port", type=int, default=6379, help="on 127.0.0.1 (default 6379; 0: any)")
+    serve.add_argument("--persist-to", type=Path, metavar="FOLDER", help="keep the data here")
+    serve.add_argument("--path", type=Path, metavar="FILE", help="the redis-server to run")
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run  # noqa: PLC0415 - numpy and the embedders are the demo's
+
+    return run(
+        docs=options.docs, url=options.url, embedder=options.embedder, explain=options.explain
+    )
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from .server import EmbeddedServer  # noqa: PLC0415 - only this command needs it
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+    server = EmbeddedServer(options.path, persist_to=options.persist_to, port=options.port)
+    try:
+        with server:
+            print(f"Redis with search at {server.url} (Ctrl-C stops it)", flush=True)
+            server.wait()
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0
+    print("rawredis-llm: the server ended by itself", file=sys.stderr)
+    return 1
