@@ -33,45 +33,61 @@ if TYPE_CHECKING:
     from .vector_index import SearchResult as SearchResult
     from .vector_index import VectorIndex as VectorIndex
 
-_HOMES = {
-    "AsyncClient": "aio.client",
-    "Batch": "protocol.operation",
-    "CacheHit": "cache",
-    "ChatHistory": "history",
-    "Client": "sync.client",
-    "Command": "protocol.operation",
-    "Document": "retriever",
-    "EmbeddedServer": "server",
-    "Filter": "search.filters",
-    "HashingEmbedder": "embedding",
-    "LLMCache": "cache",
-    "Message": "history",
-    "Numeric": "search.schema",
-    "Plan": "protocol.operation",
-    "RedisError": "errors",
-    "Retriever": "retriever",
-    "Row": "vector_index",
-    "SearchResult": "vector_index",
-    "SemanticCache": "semantic_cache",
-    "Tag": "search.schema",
-    "Text": "search.schema",
-    "Vector": "search.schema",
-    "VectorIndex": "vector_index",
-    "VectorMemory": "memory",
+_NAMES = {
+    "aio.client": ("AsyncClient",),
+    "cache": ("CacheHit", "LLMCache"),
+    "embedding": ("HashingEmbedder",),
+    "errors": ("RedisError",),
+    "history": ("ChatHistory", "Message"),
+    "memory": ("VectorMemory",),
+    "protocol.operation": ("Batch", "Command", "Plan"),
+    "retriever": ("Document", "Retriever"),
+    "search.filters": ("Filter",),
+    "search.schema": ("Numeric", "Tag", "Text", "Vector"),
+    "semantic_cache": ("SemanticCache",),
+    "server": ("EmbeddedServer",),
+    "sync.client": ("Client",),
+    "vector_index": ("Row", "SearchResult", "VectorIndex"),
 }
+_HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = [*_HOMES, "errors"]  # noqa: PLE0604 - all are literal keys, a test holds them to be there
+__all__ = [
+    "AsyncClient",
+    "Batch",
+    "CacheHit",
+    "ChatHistory",
+    "Client",
+    "Command",
+    "Document",
+    "EmbeddedServer",
+    "Filter",
+    "HashingEmbedder",
+    "LLMCache",
+    "Message",
+    "Numeric",
+    "Plan",
+    "RedisError",
+    "Retriever",
+    "Row",
+    "SearchResult",
+    "SemanticCache",
+    "Tag",
+    "Text",
+    "Vector",
+    "VectorIndex",
+    "VectorMemory",
+    "errors",
+]
 
 
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
-        if name == "errors":
-            return import_module(".errors", __name__)
+    if name == "errors":
+        return import_module(".errors", __name__)
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{home}", __name__), name)
-    globals()[name] = value
+    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    globals()[name] = value  # the next use does not come here
     return value
 
 

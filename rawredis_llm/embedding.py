@@ -72,9 +72,11 @@ def as_embedder(embedder: Any) -> Embedder:
             "embedder must be a callable list[str] -> vectors, or have embed_documents and"
             f" embed_query; {type(embedder).__name__} is neither"
         )
-    call: tuple[Call | None, AsyncCall | None] = (lambda texts: embedder(texts), None)
+    function: Any = embedder
+    # A function of our own around theirs, because that one may not be hashable.
+    call: tuple[Call | None, AsyncCall | None] = (lambda texts: function(texts), None)
     if _is_async(embedder) or _is_async(type(embedder).__call__):
-        call = (None, lambda texts: embedder(texts))
+        call = (None, lambda texts: function(texts))
     return Embedder(_fingerprint(embedder), call, call)
 
 

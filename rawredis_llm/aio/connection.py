@@ -67,6 +67,8 @@ class Connection(asyncio.Protocol):
         Await it at once: what it was sent for may have happened even if it is cancelled.
         """
         future = self.loop.create_future()
+        if not self._slots:
+            self._heard = self.loop.time()  # silence counts from when somebody listens
         self._slots.append(_Slot(future, deadline, width))
         if not self._out:
             self.loop.call_soon(self._flush)
@@ -99,9 +101,9 @@ class Connection(asyncio.Protocol):
                 continue
             slot.future.set_exception(ReadTimeoutError("no answer in time", address=self._address))
         self._set_timer(following)
-        if self._slots and now - self._heard >= self._settings.timeout:
-            # Not a byte in the time that a call may take at most: the server or the way to it is
-            # gone, and everyone who waits here would wait in vain.
+        if self._slots and now - self._heard >= self._settings.timeout / 2:
+            # A call timed out, and not a byte came for half of the time that a call may take: the
+            # server or the way to it is gone, and everyone who waits here would wait in vain.
             self.fail(ReadTimeoutError("the server has fallen silent"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -125,19 +127,29 @@ class Connection(asyncio.Protocol):
     def _read(self, data: bytes) -> None:
         decoder, slots = self._decoder, self._slots
         gets = decoder.gets
-        decoder.feed(data)
-        while (reply := gets()) is not NOT_ENOUGH:
-            if type(reply) is not Push:
+        complete: list[_Slot] = []
+        try:
+            decoder.feed(data)
+            while (reply := gets()) is not NOT_ENOUGH:
+                if type(reply) is not Push:
+                    if not slots:
+                        raise ProtocolError("the server sent a reply that nobody asked for")
+                    slot = slots[0]
+                    slot.replies.append(reply)
+                    if len(slot.replies) == slot.width:
+                        complete.append(slots.popleft())
+                if decoder.settled():
+                    break
+            else:
                 if not slots:
-                    raise ProtocolError("the server sent a reply that nobody asked for")
-                slot = slots[0]
-                slot.replies.append(reply)
-                if len(slot.replies) == slot.width:
-                    slots.popleft()
-                    if not slot.future.done():
-                        slot.future.set_result(slot.replies)
-            if decoder.settled():
-                return
+                    raise ProtocolError("the server sent bytes that nobody asked for")
+        except Exception:
+            # A surplus reply may be the first of those that came with it: nobody gets any.
+            slots.extendleft(reversed(complete))
+            raise
+        for slot in complete:
+            if not slot.future.done():
+                slot.future.set_result(slot.replies)
 
     def eof_received(self) -> bool:
         """Close when the server does (called by the event loop)."""

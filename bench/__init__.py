@@ -1,0 +1,1 @@
+"""The benchmarks, a package so that its conftest is not taken for the tests'."""

@@ -1,0 +1,286 @@
+"""URLs: what each part means, what is refused and how, and that no password is ever shown."""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rawredis_llm import AsyncClient, Client
+from rawredis_llm.protocol.address import Address, Secret, parse_url
+from rawredis_llm.protocol.settings import Settings, make_settings
+
+SECRET = "hunter2"
+HIDDEN = Secret(SECRET)
+SOCKET = Address(host="", port=0, path="/run/redis.sock")
+
+URLS: list[tuple[str, Address]] = [
+    ("redis://", Address()),
+    ("redis://cache.example", Address("cache.example")),
+    ("REDIS://Cache.Example", Address("cache.example")),
+    ("redis://cache:7000/", Address("cache", 7000)),
+    ("redis://:7000/2", Address(port=7000, db=2)),
+    ("redis:///3", Address(db=3)),
+    ("redis://cache?db=4", Address("cache", db=4)),
+    ("redis://[::1]:7000/1", Address("::1", 7000, db=1)),
+    ("redis://127.0.0.1", Address("127.0.0.1")),
+    ("rediss://cache/5", Address("cache", tls=True, db=5)),
+    ("redis://:hunter2@cache", Address("cache", password=HIDDEN)),
+    ("redis://ada:hunter2@cache", Address("cache", username="ada", password=HIDDEN)),
+    ("redis://ada@cache", Address("cache", username="ada")),
+    ("redis://ada:@cache", Address("cache", username="ada", password=Secret(""))),
+    ("redis://a%3Ab:p%40%2F%25@cache", Address("cache", username="a:b", password=Secret("p@/%"))),
+    ("redis://:%E2%82%AC+@cache", Address("cache", password=Secret("€+"))),
+    ("unix:///run/redis.sock", SOCKET),
+    ("unix:///run/a%20b%3F?db=6", Address(host="", port=0, path="/run/a b?", db=6)),
+    (
+        "unix://ada:hunter2@/s",
+        Address(host="", port=0, path="/s", username="ada", password=HIDDEN),
+    ),
+    (
+        "redis://cache/1?timeout=2.5&client_name=a%2Bb",
+        Address("cache", db=1, options=(("timeout", "2.5"), ("client_name", "a+b"))),
+    ),
+    (
+        "unix:///s?max_connections=3&db=2&protocol=2&connect_timeout=1",
+        Address(
+            host="",
+            port=0,
+            path="/s",
+            db=2,
+            options=(("max_connections", "3"), ("protocol", "2"), ("connect_timeout", "1")),
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("url", "address"), URLS)
+def test_every_part_of_a_url(url: str, address: Address) -> None:
+    assert parse_url(url) == address
+
+
+@pytest.mark.parametrize(
+    ("url", "text"),
+    [
+        ("redis://", "redis://localhost:6379/0"),
+        ("rediss://ada:hunter2@cache:7000/2?timeout=1", "rediss://cache:7000/2"),
+        ("redis://[::1]", "redis://[::1]:6379/0"),
+        ("unix://ada:hunter2@/run/redis.sock", "unix:///run/redis.sock"),
+        ("unix:///run/redis.sock?db=3", "unix:///run/redis.sock?db=3"),
+    ],
+)
+def test_the_text_is_the_url_without_credentials_and_options(url: str, text: str) -> None:
+    assert str(parse_url(url)) == text
+    assert parse_url(text) == parse_url(str(parse_url(text)))
+
+
+CREDENTIAL = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
+HOST = st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True)
+
+
+@settings(deadline=None)
+@given(CREDENTIAL, CREDENTIAL, HOST, st.integers(1, 65535), st.integers(0, 99))
+def test_what_was_quoted_comes_back(
+    username: str, password: str, host: str, port: int, db: int
+) -> None:
+    user = f"{quote(username, safe='')}:{quote(password, safe='')}"
+    expected = Address(host, port, db=db, username=username, password=Secret(password))
+    assert parse_url(f"redis://{user}@{host}:{port}/{db}") == expected
+    path = "/" + quote(password)
+    assert parse_url(f"unix://{user}@{path}").path == f"/{password}"
+
+
+@pytest.mark.parametrize(
+    ("url", "part"),
+    [
+        ("", "scheme must be redis, rediss or unix, not ''"),
+        ("http://cache", "scheme must be redis, rediss or unix, not 'http'"),
+        ("cache:6379", "scheme"),
+        ("redis://cache?speed=9", "unknown option 'speed'"),
+        ("redis://cache?password=hunter2", "unknown option 'password'"),
+        ("redis://cache?timeout=1&timeout=1", "option 'timeout' is given twice"),
+        ("redis://cache?timeout", "options are written"),
+        ("redis://cache/x", "database must be a number"),
+        ("redis://cache/-1", "database must be a number"),
+        ("redis://cache/²", "database must be a number"),
+        ("redis://cache/1/2", "database must be a number"),
+        ("redis://cache?db=x", "database must be a number"),
+        ("redis://cache?db=", "database must be a number"),
+        ("unix:///s?db=1.5", "database must be a number"),
+        ("redis://cache/1?db=1", "database is given both"),
+        ("redis://cache:port", "host or port is malformed"),
+        ("redis://cache:65536", "host or port is malformed"),
+        ("redis://cache:-1", "host or port is malformed"),
+        ("redis://[::1", "host or port is malformed"),
+        ("redis://cache/0#x", "a '#' must be written %23"),
+        ("redis://ada:hunter2/x@cache", "host or port is malformed"),
+        ("redis://ada:hunter2?x@cache", "host or port is malformed"),
+        ("unix://", "a unix socket is written"),
+        ("unix://run/redis.sock", "a unix socket is written"),
+    ],
+)
+def test_a_wrong_url_is_a_value_error_that_names_the_part(url: str, part: str) -> None:
+    with pytest.raises(ValueError, match=r"^url: ") as caught:
+        parse_url(url)
+    assert part in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("url", [b"redis://cache", None, 6379])
+def test_a_url_is_text(url: Any) -> None:
+    with pytest.raises(TypeError, match=r"^url must be a str, not "):
+        parse_url(url)
+
+
+def test_a_secret_is_equal_by_its_text_and_shows_none() -> None:
+    assert Secret(SECRET) == HIDDEN
+    assert Secret("other") != HIDDEN
+    assert HIDDEN != SECRET
+    assert hash(HIDDEN) == hash(Secret(SECRET))
+    assert HIDDEN.reveal() == SECRET
+    assert {str(HIDDEN), repr(HIDDEN), f"{HIDDEN}", format(HIDDEN, "")} == {"***"}
+
+
+def checked(url: str = "redis://cache", **given: Any) -> Settings:
+    """Return the settings that a client makes of its parameters, by its own defaults."""
+    defaults: dict[str, Any] = dict(Client.__init__.__kwdefaults__ or {})
+    return make_settings(url, **{**defaults, **given})
+
+
+URL_WITH_SECRET = f"rediss://ada:{SECRET}@cache:7000/2?client_name=me"
+
+
+@pytest.mark.parametrize("make", [parse_url, checked, Client, AsyncClient])
+def test_no_password_is_shown(make: Callable[[str], Any]) -> None:
+    made = make(URL_WITH_SECRET)
+    shown = f"{made} {made!r}"
+    assert "cache" in shown
+    assert SECRET not in shown
+
+
+@pytest.mark.parametrize("make", [checked, Client, AsyncClient])
+def test_no_password_is_shown_when_it_is_a_parameter(make: Callable[..., Any]) -> None:
+    made = make("redis://ada@cache", password=SECRET)
+    assert SECRET not in f"{made} {made!r}"
+    with pytest.raises(TypeError, match=r"^password must be a str, not bytes$"):
+        make("redis://ada@cache", password=SECRET.encode())
+    with pytest.raises(ValueError, match=r"^protocol") as caught:
+        make(f"redis://:{SECRET}@cache", password=SECRET, protocol=9)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "expected"),
+    [
+        ("redis://c", {}, (5.0, 5.0, 32, None, 3)),
+        ("redis://c", {"timeout": 2}, (2.0, 2.0, 32, None, 3)),
+        ("redis://c", {"timeout": None}, (math.inf, math.inf, 32, None, 3)),
+        ("redis://c", {"timeout": None, "connect_timeout": 1.5}, (math.inf, 1.5, 32, None, 3)),
+        ("redis://c", {"max_connections": 1, "protocol": 2}, (5.0, 5.0, 1, None, 2)),
+        ("redis://c", {"client_name": "web-1"}, (5.0, 5.0, 32, "web-1", 3)),
+        (
+            "redis://c?timeout=0.5&connect_timeout=0.25&max_connections=7&protocol=2&client_name=x",
+            {
+                "timeout": 9.0,
+                "connect_timeout": 9.0,
+                "max_connections": 9,
+                "protocol": 3,
+                "client_name": "y",
+            },
+            (0.5, 0.25, 7, "x", 2),
+        ),
+        ("redis://c?timeout=0.5", {"connect_timeout": 3}, (0.5, 3.0, 32, None, 3)),
+    ],
+)
+def test_options_of_the_url_count_before_parameters(
+    url: str, given: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    made = checked(url, **given)
+    found = (
+        made.timeout,
+        made.connect_timeout,
+        made.max_connections,
+        made.client_name,
+        made.protocol,
+    )
+    assert repr(found) == repr(expected)  # by repr: 7 is not to be 7.0
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "commands"),
+    [
+        ("redis://c", {}, [("HELLO", 3)]),
+        ("redis://c/2", {"protocol": 2}, [("HELLO", 2), ("SELECT", 2)]),
+        ("redis://:pw@c", {}, [("HELLO", 3, "AUTH", "default", "pw")]),
+        ("redis://ada:@c", {}, [("HELLO", 3, "AUTH", "ada", "")]),
+        ("redis://ada:pw@c", {"username": "bob"}, [("HELLO", 3, "AUTH", "bob", "pw")]),
+        ("redis://ada:pw@c", {"password": "new"}, [("HELLO", 3, "AUTH", "ada", "new")]),
+        (
+            "redis://c",
+            {"password": "pw", "client_name": "me"},
+            [("HELLO", 3, "AUTH", "default", "pw", "SETNAME", "me")],
+        ),
+    ],
+)
+def test_the_handshake_says_what_was_given(
+    url: str, given: dict[str, Any], commands: list[tuple[Any, ...]]
+) -> None:
+    assert checked(url, **given).handshake() == commands
+
+
+@pytest.mark.parametrize(
+    ("url", "given", "kind", "part"),
+    [
+        ("redis://c", {"timeout": 0}, ValueError, "timeout must be above 0"),
+        ("redis://c", {"timeout": -1.5}, ValueError, "timeout must be above 0"),
+        ("redis://c", {"timeout": math.nan}, ValueError, "timeout must be above 0"),
+        ("redis://c", {"timeout": "5"}, TypeError, "timeout must be a number"),
+        ("redis://c", {"timeout": True}, TypeError, "timeout must be a number"),
+        ("redis://c", {"connect_timeout": 0}, ValueError, "connect_timeout must be above 0"),
+        ("redis://c?timeout=0", {}, ValueError, "timeout must be above 0"),
+        ("redis://c?timeout=nan", {}, ValueError, "timeout must be above 0"),
+        ("redis://c?timeout=soon", {}, ValueError, "url: timeout must be a number"),
+        ("redis://c?connect_timeout=", {}, ValueError, "url: connect_timeout must be a number"),
+        ("redis://c", {"protocol": 4}, ValueError, "protocol must be 2 or 3"),
+        ("redis://c", {"protocol": True}, ValueError, "protocol must be 2 or 3"),
+        ("redis://c", {"protocol": "3"}, ValueError, "protocol must be 2 or 3"),
+        ("redis://c?protocol=1", {}, ValueError, "protocol must be 2 or 3"),
+        ("redis://c", {"max_connections": 0}, ValueError, "max_connections must be a whole"),
+        ("redis://c", {"max_connections": 2.5}, ValueError, "max_connections must be a whole"),
+        ("redis://c", {"max_connections": True}, ValueError, "max_connections must be a whole"),
+        ("redis://c", {"max_connections": None}, ValueError, "max_connections must be a whole"),
+        ("redis://c?max_connections=-1", {}, ValueError, "max_connections must be a whole"),
+        ("redis://c", {"client_name": ""}, ValueError, "client_name must be printable"),
+        ("redis://c", {"client_name": "a b"}, ValueError, "client_name must be printable"),
+        ("redis://c", {"client_name": "naïve"}, ValueError, "client_name must be printable"),
+        ("redis://c", {"client_name": b"a"}, TypeError, "client_name must be a str"),
+        ("redis://c?client_name=a+b", {}, ValueError, "client_name must be printable"),
+        ("redis://c", {"username": 5}, TypeError, "username must be a str"),
+        ("redis://c", {"ssl_context": object()}, ValueError, "ssl_context: only a rediss://"),
+    ],
+)
+@pytest.mark.parametrize("make", [checked, Client, AsyncClient])
+def test_a_wrong_parameter_is_named(
+    make: Callable[..., Any], url: str, given: dict[str, Any], kind: type[Exception], part: str
+) -> None:
+    with pytest.raises(kind) as caught:
+        make(url, **given)
+    assert str(caught.value).startswith(part)
+
+
+def test_tls_verifies_unless_a_context_says_otherwise() -> None:
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    default = checked("rediss://c").tls()
+    assert default is not None
+    assert default.check_hostname
+    assert default.verify_mode == ssl.CERT_REQUIRED
+    assert checked("rediss://c", ssl_context=own).tls() is own
+    assert checked("redis://c").tls() is None

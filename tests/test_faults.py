@@ -1,0 +1,343 @@
+"""What must never happen: a reply reaching the wrong caller.
+
+What a real server cannot be made to do is done by `Scripted`, a server that answers by a script.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import FrameType
+
+import pytest
+
+from conftest import Redis
+from rawredis_llm import AsyncClient, Client, EmbeddedServer, errors
+
+Script = Callable[[socket.socket], None]
+
+
+class Scripted:
+    """Accepts connections; on each, answers HELLO, and then plays the script for its number."""
+
+    def __init__(self, *scripts: Script) -> None:
+        self._scripts = list(scripts)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.accepted = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            script = self._scripts[min(self.accepted, len(self._scripts) - 1)]
+            self.accepted += 1
+            threading.Thread(target=self._play, args=(sock, script), daemon=True).start()
+
+    @staticmethod
+    def _play(sock: socket.socket, script: Script) -> None:
+        with sock, suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            assert b"HELLO" in sock.recv(65536)
+            sock.sendall(b"%0\r\n")
+            script(sock)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def answers(*replies: bytes) -> Script:
+    """Return a script: one reply to each request, then wait until the client hangs up."""
+
+    def script(sock: socket.socket) -> None:
+        for reply in replies:
+            if not sock.recv(65536):
+                return
+            sock.sendall(reply)
+        while sock.recv(65536):
+            pass
+
+    return script
+
+
+def in_pieces(reply: bytes, size: int) -> Script:
+    def script(sock: socket.socket) -> None:
+        sock.recv(65536)
+        for start in range(0, len(reply), size):
+            sock.sendall(reply[start : start + size])
+        sock.recv(65536)
+
+    return script
+
+
+def hangs_up_after(reply: bytes) -> Script:
+    def script(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(reply)
+
+    return script
+
+
+GOOD = answers(b"+good\r\n", b"+good\r\n")
+
+
+@pytest.fixture
+def scripted() -> Iterator[Callable[..., Scripted]]:
+    made: list[Scripted] = []
+
+    def make(*scripts: Script) -> Scripted:
+        made.append(Scripted(*scripts))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"+mine\r\n+surplus\r\n",
+        b"+mine\r\n$7\r\nsur",
+        b"|1\r\n+key\r\n+value\r\n+mine\r\n",
+        b"*2\r\n|1\r\n+a\r\n+b\r\n:1\r\n:2\r\n",
+        b"?what\r\n",
+        b"$x\r\n",
+        b"%1\r\n*1\r\n:1\r\n:2\r\n",
+        b"\r\n",
+    ],
+)
+def test_a_reply_that_is_not_ours_closes_the_connection(
+    redis: Redis, scripted: Callable[..., Scripted], reply: bytes
+) -> None:
+    server = scripted(answers(reply), GOOD)
+    client = redis.connect(url=server.url, timeout=2)
+    with pytest.raises(errors.ProtocolError) as caught:
+        redis.do(client.call("GET", "k"))
+    assert caught.value.command == "GET"
+    assert server.url in caught.value.address
+    assert redis.do(client.call("GET", "k")) == b"good"
+    assert server.accepted == 2
+
+
+def test_a_reply_that_arrives_in_idle_time_is_nobodys(
+    redis: Redis, scripted: Callable[..., Scripted]
+) -> None:
+    sent = threading.Event()
+
+    def later(sock: socket.socket) -> None:
+        sock.recv(65536)
+        sock.sendall(b"+first\r\n")
+        sock.sendall(b"+evil\r\n") if go.wait(5) else None
+        sent.set()
+        while sock.recv(65536):
+            pass
+
+    go = threading.Event()
+    server = scripted(later, GOOD)
+    client = redis.connect(url=server.url)
+    assert redis.do(client.call("GET", "k")) == b"first"
+    go.set()
+    assert sent.wait(5)
+    asyncio.run(asyncio.sleep(0.05)) if redis.kind == "sync" else redis.do(asyncio.sleep(0.05))
+    assert redis.do(client.call("GET", "k")) == b"good"
+
+
+def test_pushes_are_not_answers(redis: Redis, scripted: Callable[..., Scripted]) -> None:
+    push = b">2\r\n$10\r\ninvalidate\r\n*1\r\n+k\r\n"
+    server = scripted(answers(push + b"+one\r\n", b"+two\r\n" + push, b"+three\r\n"))
+    client = redis.connect(url=server.url)
+    found = [redis.do(client.call("GET", "k")) for _ in range(3)]
+    assert found == [b"one", b"two", b"three"]
+    assert server.accepted == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_a_reply_in_pieces_is_whole(
+    redis: Redis, scripted: Callable[..., Scripted], size: int
+) -> None:
+    reply = b"*3\r\n$5\r\na\r\nb|\r\n*2\r\n:1\r\n$-1\r\n%1\r\n+k\r\n,1.5\r\n"
+    client = redis.connect(url=scripted(in_pieces(reply, size)).url)
+    assert redis.do(client.call("GET", "k")) == [b"a\r\nb|", [1, None], {b"k": 1.5}]
+
+
+@pytest.mark.parametrize("reply", [b"", b"$10\r\nhal", b"*2\r\n+a\r\n"])
+def test_a_lost_answer_leaves_the_outcome_unknown(
+    redis: Redis, scripted: Callable[..., Scripted], reply: bytes
+) -> None:
+    server = scripted(hangs_up_after(reply), GOOD)
+    client = redis.connect(url=server.url)
+    with pytest.raises(errors.OutcomeUnknownError) as caught:
+        redis.do(client.call("INCR", "k"))
+    assert caught.value.command == "INCR"
+    assert server.accepted == 1  # it was not sent again
+    assert redis.do(client.call("GET", "k")) == b"good"
+
+
+def test_a_late_answer_is_dropped(redis: Redis, scripted: Callable[..., Scripted]) -> None:
+    release = threading.Event()
+
+    def late(sock: socket.socket) -> None:
+        sock.recv(65536)
+        release.wait(5)
+        sock.sendall(b"+late\r\n")
+        if sock.recv(65536):
+            sock.sendall(b"+good\r\n")
+        while sock.recv(65536):
+            pass
+
+    client = redis.connect(url=scripted(late, GOOD).url)
+    with pytest.raises(errors.ReadTimeoutError):
+        redis.do(client.call("GET", "slow", timeout=0.1))
+    release.set()
+    assert redis.do(client.call("GET", "k")) == b"good"
+
+
+def test_a_silent_server_is_given_up(redis: Redis, scripted: Callable[..., Scripted]) -> None:
+    server = scripted(answers(), GOOD)
+    client = redis.connect(url=server.url, timeout=0.2)
+    with pytest.raises(errors.ReadTimeoutError):
+        redis.do(client.call("GET", "k"))
+    assert redis.do(client.call("GET", "k")) == b"good"
+    assert server.accepted == 2
+
+
+def test_a_server_that_does_not_shake_hands_is_a_connect_error(redis: Redis) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(errors.ConnectTimeoutError):
+            redis.do(redis.connect(url=url, timeout=0.2).call("GET", "k"))
+
+
+class Interrupt(BaseException):
+    """What a signal handler raises, as Ctrl-C does."""
+
+
+# An interrupt between the making of a socket and its first assignment, or while one is closed,
+# leaves it to the collector, which closes it and says so.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_signals_that_raise_in_the_middle_cross_nothing(server: EmbeddedServer) -> None:
+    randomness = random.Random(7)
+    interrupted = 0
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        raise Interrupt
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        with Client(server.url, max_connections=2) as client:
+            for i in range(2000):
+                mine = b"%d" % i
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, randomness.uniform(1e-6, 1.2e-4))
+                    reply = client.call("ECHO", mine)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except Interrupt:
+                    interrupted += 1
+                    continue
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                assert reply == mine
+            assert client.call("ECHO", "last") == b"last"
+            assert client.pipeline([("ECHO", i) for i in range(9)])[8] == b"8"
+    except Interrupt:
+        pytest.fail("a timer outlived its call")
+    finally:
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupted > 100
+
+
+def test_cancelled_tasks_cross_nothing_and_cost_no_connection(server: EmbeddedServer) -> None:
+    randomness = random.Random(7)
+
+    async def main() -> tuple[int, bytes, bytes]:
+        async with AsyncClient(server.url) as client:
+            first = await client.call("CLIENT", "ID")
+
+            async def ask(i: int) -> None:
+                if i % 3:
+                    assert await client.call("ECHO", i) == b"%d" % i
+                else:
+                    assert await client.pipeline([("ECHO", i), ("ECHO", -i)]) == [
+                        b"%d" % i,
+                        b"%d" % -i,
+                    ]
+
+            cancelled = 0
+            for start in range(0, 3000, 50):
+                tasks = [asyncio.ensure_future(ask(i)) for i in range(start, start + 50)]
+                for _ in range(randomness.randrange(4)):  # turns of the loop before the cancelling
+                    await asyncio.sleep(0)
+                for task in tasks:
+                    if randomness.random() < 0.5:
+                        task.cancel()
+                for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                    cancelled += isinstance(outcome, asyncio.CancelledError)
+                    assert outcome is None or isinstance(outcome, asyncio.CancelledError)
+            return cancelled, first, await client.call("CLIENT", "ID")
+
+    cancelled, first, last = asyncio.run(main())
+    assert cancelled > 300
+    assert first == last  # no cancellation cost a reconnect
+
+
+def test_an_async_client_works_in_a_second_loop(server: EmbeddedServer) -> None:
+    client = AsyncClient(server.url)
+
+    async def ask() -> bytes:
+        reply: bytes = await client.call("ECHO", "here")
+        return reply
+
+    async def both() -> list[bytes]:
+        return await asyncio.gather(ask(), ask())
+
+    first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
+    assert first.run_until_complete(both()) == second.run_until_complete(both()) == [b"here"] * 2
+    assert first.run_until_complete(ask()) == b"here"
+    second.run_until_complete(client.close())
+    first.run_until_complete(asyncio.sleep(0.01))
+    first.close()
+    second.close()
+
+
+def test_tasks_that_start_together_share_one_connection(server: EmbeddedServer) -> None:
+    async def main() -> set[int]:
+        async with AsyncClient(server.url) as client:
+            return set(await asyncio.gather(*[client.call("CLIENT", "ID") for _ in range(64)]))
+
+    assert len(asyncio.run(main())) == 1
+
+
+def test_a_cancelled_first_call_leaves_connecting_to_the_others(server: EmbeddedServer) -> None:
+    async def main() -> bytes:
+        async with AsyncClient(server.url) as client:
+            first = asyncio.ensure_future(client.call("PING"))
+            second = asyncio.ensure_future(client.call("PING"))
+            await asyncio.sleep(0)
+            first.cancel()
+            reply: bytes = await second
+            return reply
+
+    assert asyncio.run(main()) == b"PONG"
+
+
+def test_a_fork_does_not_disturb_the_loop_of_the_parent(server: EmbeddedServer) -> None:
+    async def main() -> tuple[int, bytes]:
+        async with AsyncClient(server.url) as client:
+            await client.call("PING")
+            child = os.fork()
+            if child == 0:
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            return status, await client.call("ECHO", "still here")
+
+    assert asyncio.run(main()) == (0, b"still here")

@@ -1,0 +1,45 @@
+"""The README runs: its Python blocks, one after the other, with the results that it states."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run_block(source: str, names: dict[str, Any]) -> int:
+    """Run a block; compare each expression that states its value by `# =>`; return how many do."""
+    lines = source.splitlines()
+    compared = 0
+    for statement in ast.parse(source).body:
+        assert statement.end_lineno is not None
+        _, _, stated = lines[statement.end_lineno - 1].partition("# => ")
+        if stated and isinstance(statement, ast.Expr):
+            value = eval(ast.unparse(statement.value), names)
+            assert repr(value) == stated.strip(), ast.unparse(statement)
+            compared += 1
+        else:
+            exec(ast.unparse(statement), names)
+    return compared
+
+
+def test_blocks_do_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {}
+    compared = 0
+    try:
+        for block in BLOCKS:
+            compared += run_block(block, names)
+    finally:
+        if "client" in names:
+            names["client"].close()
+        if "server" in names:
+            names["server"].stop()
+    assert len(BLOCKS) >= 9
+    assert compared == README.count("# => ")  # no stated value was passed over
+    assert "GET" in capsys.readouterr().out

@@ -1,0 +1,126 @@
+"""What no client sends: texts for commands, and commands that change what later replies mean."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rawredis_llm import AsyncClient, Client
+from rawredis_llm.protocol.operation import STATEFUL, Command, as_member, refuse_stateful
+from rawredis_llm.protocol.settings import Sizes, Times
+
+
+class Witness:
+    """An observer that remembers whatever it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def command(
+        self,
+        name: str,
+        times: Times,  # noqa: ARG002 - an observer is told it
+        sizes: Sizes,  # noqa: ARG002 - an observer is told it
+        error: BaseException | None,  # noqa: ARG002 - an observer is told it
+    ) -> None:
+        """Remember an exchange."""
+        self.told.append(name)
+
+    def connection(self, event: str) -> None:
+        """Remember a connection."""
+        self.told.append(event)
+
+
+NOWHERE = "redis://127.0.0.1:1"  # nobody listens: whatever is sent ends in a ConnectError
+
+
+def stateful(name: str) -> tuple[str, ...]:
+    """Return the command in full; of CLIENT only some subcommands are stateful."""
+    return (name, "REPLY", "OFF") if name == "CLIENT" else (name, "x")
+
+
+def uses(client: Any, args: tuple[Any, ...]) -> list[Callable[[], Any]]:
+    """Return every way to send a command by a client."""
+    return [
+        lambda: client.call(*args),
+        lambda: client.run(Command(args)),
+        lambda: client.pipeline([("PING",), args]),
+        lambda: client.pipeline([Command(args)]),
+        lambda: client.transaction([args]),
+        lambda: client.gather([Command(("PING",)), Command(args)]),
+    ]
+
+
+@pytest.mark.parametrize("name", sorted(STATEFUL))
+def test_a_command_of_state_is_refused_and_says_what_to_do(name: str) -> None:
+    first, *rest = stateful(name)
+    for spelling in (first, first.lower(), first.encode(), first.lower().encode()):
+        with pytest.raises(ValueError, match=f"^{name} ") as caught:
+            refuse_stateful((spelling, *rest))
+        assert STATEFUL[name] in str(caught.value)
+
+
+def test_no_command_of_state_is_forgotten() -> None:
+    known = "AUTH CLIENT DISCARD EXEC HELLO MONITOR MULTI PSUBSCRIBE PSYNC PUNSUBSCRIBE QUIT RESET"
+    known += " SELECT SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE SYNC UNSUBSCRIBE UNWATCH WATCH"
+    assert set(known.split()) <= set(STATEFUL)
+
+
+@pytest.mark.parametrize("part", ["reply", b"TRACKING", "Caching"])
+def test_only_some_of_client_is_refused(part: str | bytes) -> None:
+    with pytest.raises(ValueError, match="CLIENT"):
+        refuse_stateful((b"client", part, "ON"))
+
+
+@pytest.mark.parametrize(
+    "args", [("CLIENT", "ID"), ("client", b"list"), ("CLIENT",), ("GET", "MULTI"), ("WATCHED",), ()]
+)
+def test_other_commands_pass(args: tuple[Any, ...]) -> None:
+    refuse_stateful(args)
+
+
+@pytest.mark.parametrize("name", sorted(STATEFUL))
+def test_a_client_refuses_before_anything_is_sent(name: str) -> None:
+    witness = Witness()
+    with Client(NOWHERE, observer=witness) as client:
+        for use in uses(client, stateful(name)):
+            with pytest.raises(ValueError, match=f"^{name} changes the state"):
+                use()
+    assert witness.told == []
+
+
+@pytest.mark.parametrize("name", sorted(STATEFUL))
+def test_an_asyncio_client_refuses_before_anything_is_sent(name: str) -> None:
+    witness = Witness()
+
+    async def use_all() -> None:
+        async with AsyncClient(NOWHERE, observer=witness) as client:
+            for use in uses(client, stateful(name)):
+                with pytest.raises(ValueError, match=f"^{name} changes the state"):
+                    await use()
+
+    asyncio.run(use_all())
+    assert witness.told == []
+
+
+@pytest.mark.parametrize("text", ["GET k", b"GET k", bytearray(b"GET k")])
+def test_a_text_is_no_command(text: Any) -> None:
+    with pytest.raises(TypeError, match="not one text"):
+        as_member(text)
+
+
+def test_a_sequence_or_a_command_is_a_member() -> None:
+    command = Command(("GET", "k"))
+    assert as_member(command) is command
+    assert as_member(["GET", "k"]) == as_member(("GET", "k")) == ("GET", "k")
+
+
+@pytest.mark.parametrize("text", ["GET k", b"GET k", bytearray(b"GET k")])
+def test_a_client_takes_no_text_for_a_command(text: Any) -> None:
+    with Client(NOWHERE) as client:
+        for send in (client.pipeline, client.transaction):
+            with pytest.raises(TypeError, match="not one text"):
+                send([("PING",), text])

@@ -1,0 +1,49 @@
+"""What both type checkers must see; never run. A wrong type here is an error of mypy and pyright."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rawredis_llm import (
+    AsyncClient,
+    CacheHit,
+    ChatHistory,
+    Client,
+    Command,
+    Document,
+    LLMCache,
+    Message,
+    Retriever,
+    SearchResult,
+    SemanticCache,
+    VectorIndex,
+    VectorMemory,
+)
+from rawredis_llm.protocol.operation import Runnable
+
+if TYPE_CHECKING:
+    from typing_extensions import assert_type
+
+
+def sync(client: Client, index: VectorIndex[Client]) -> None:
+    assert_type(client.run(Command(("STRLEN", "k"), int)), int)
+    assert_type(LLMCache(client).lookup("p"), CacheHit | None)
+    assert_type(SemanticCache(client, len).store("p", "r"), str)
+    assert_type(index.search([1.0], k=3), SearchResult)
+    assert_type(Retriever(index, len).retrieve("q"), list[Document])
+    assert_type(ChatHistory(client, "s").messages(last=3), list[Message])
+    assert_type(VectorMemory(client, len, scope="s").load("q"), list[Document])
+    assert_type(VectorMemory(index, len, scope="s").clear(), int)
+
+
+async def tasks(client: AsyncClient, index: VectorIndex[AsyncClient]) -> None:
+    assert_type(await client.run(Command(("STRLEN", "k"), int)), int)
+    assert_type(await LLMCache(client).lookup("p"), CacheHit | None)
+    assert_type(await index.search([1.0], k=3), SearchResult)
+    assert_type(await Retriever(index, len).retrieve("q"), list[Document])
+    assert_type(await VectorMemory(client, len, scope="s").clear(), int)
+
+
+def planned(cache: LLMCache[Client], index: VectorIndex[AsyncClient]) -> None:
+    assert_type(cache.plan.lookup("p"), Runnable[CacheHit | None])
+    assert_type(index.plan.search([1.0], k=3), Runnable[SearchResult])
