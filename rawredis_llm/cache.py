@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final
 
-from .errors import ConnectionError, TimeoutError
+from .errors import ConnectionError, TimeoutError  # noqa: A004 - ours, not the builtins
 from .keys import (
     clear_matching,
     digest,
@@ -24,12 +24,7 @@ from .keys import (
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Now, Op, Plan, operation
 
-if TYPE_CHECKING:
-    from .protocol.operation import AsyncRunner, Runner
-
 __all__ = ["CacheHit", "LLMCache"]
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)

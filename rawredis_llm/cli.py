@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rawredis-llm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="show every part at work on a real Redis")
-    demo.add_argument("--docs", type=Path, metavar="FILE", help="documents of your own: .txt, .jsonl")
+    demo.add_argument("--docs", type=Path, metavar="FILE", help="documents: .txt, .jsonl")
     demo.add_argument("--url", help="a Redis with search (default: one is started for the demo)")
     demo.add_argument("--embedder", choices=("wordllama", "hashing"), default="wordllama")
     demo.add_argument("--explain", action="store_true", help="print the argv of each command")
@@ -63,11 +63,11 @@ def _demo(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from .server import EmbeddedServer  # noqa: PLC0415 - only this command needs it
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
     server = EmbeddedServer(options.path, persist_to=options.persist_to, port=options.port)
+    previous = signal.signal(signal.SIGTERM, stop)
     try:
         with server:
             print(f"Redis with search at {server.url} (Ctrl-C stops it)", flush=True)
@@ -75,5 +75,7 @@ def _serve(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped", flush=True)
         return 0
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     print("rawredis-llm: the server ended by itself", file=sys.stderr)
     return 1

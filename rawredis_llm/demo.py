@@ -111,7 +111,7 @@ def _object(line: str, number: int) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"line {number} is not JSON: {error}") from None
     if not isinstance(item, dict) or not isinstance(item.get("text", item.get("answer")), str):
-        raise ValueError(f"line {number} needs a text, or a question and an answer")
+        raise ValueError(f"line {number} needs a text, or a question and an answer")  # noqa: TRY004 - of a file
     return item
 
 
@@ -150,7 +150,7 @@ class Screen:
         else:
             self._console.print(text, style=style)
 
-    def step(self, title: str, came_out: bool, detail: str, seconds: float) -> None:  # noqa: FBT001
+    def step(self, title: str, came_out: bool, detail: str = "", seconds: float = 0.0) -> None:  # noqa: FBT001 - its verdict
         """Print how a step came out; remember it if it did not come out as it should."""
         word = " ok " if came_out else "FAIL"
         if not came_out:
@@ -215,8 +215,10 @@ def run(
         demo.one_round_trip()
         screen.say("\nEvery command, as the client saw it:")
         screen.commands(recorder)
-    outcome = f"FAILED: {', '.join(screen.failed)}" if screen.failed else "Every step came out right."
-    screen.say(f"\n{outcome}", "bold red" if screen.failed else "bold green")
+    if screen.failed:
+        screen.say(f"\nFAILED: {', '.join(screen.failed)}", "bold red")
+    else:
+        screen.say("\nEvery step came out right.", "bold green")
     return 1 if screen.failed else 0
 
 
@@ -278,7 +280,7 @@ class Demo:
         answer, seconds = timed(self.model)
         step("the stand-in model answers", bool(answer), f"{answer[:40]}...", seconds)
         _, seconds = timed(lambda: self.cache.store(question, answer, MODEL))
-        step("the answer is stored", True, "", seconds)
+        step("the answer is stored", came_out=True, seconds=seconds)
         hit, seconds = timed(lambda: self.cache.lookup(question, MODEL))
         same = hit is not None and hit.response == answer
         step("second lookup is a hit", same, "the same answer" if same else repr(hit), seconds)
@@ -286,10 +288,8 @@ class Demo:
     def semantic(self) -> None:
         """Answer a paraphrase."""
         self.screen.say(f"\nSemantic cache: {self.first.paraphrase}")
-        _, seconds = timed(
-            lambda: self.near.store(self.first.question, self.first.answer, MODEL)
-        )
-        self.screen.step("the first question is stored", True, "", seconds)
+        _, seconds = timed(lambda: self.near.store(self.first.question, self.first.answer, MODEL))
+        self.screen.step("the first question is stored", came_out=True, seconds=seconds)
         hit, seconds = timed(lambda: self.near.lookup(self.first.paraphrase, MODEL))
         same = hit is not None and hit.response == self.first.answer
         detail = f"distance {hit.distance:.4f}" if hit and hit.distance is not None else "a miss"
@@ -344,12 +344,10 @@ class Demo:
         others = [passage for passage in self.passages if passage is not self.first]
         turns = [self.first, *others[:2]]
         _, seconds = timed(lambda: self._store_turns(turns))
-        self.screen.step("three turns are stored", True, "history and memory", seconds)
+        self.screen.step("three turns are stored", came_out=True, seconds=seconds)
         messages, seconds = timed(self.history.messages)
         said = [(message.role, message.content) for message in messages]
-        expected = [
-            pair for p in turns for pair in (("user", p.question), ("assistant", p.answer))
-        ]
+        expected = [pair for p in turns for pair in (("user", p.question), ("assistant", p.answer))]
         self.screen.step("history recalls all, in order", said == expected, "6 messages", seconds)
         found, seconds = timed(lambda: self.memory.load(self.first.paraphrase))
         right = bool(found) and found[0].metadata["outputs"] == {"assistant": self.first.answer}

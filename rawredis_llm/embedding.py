@@ -73,10 +73,13 @@ def as_embedder(embedder: Any) -> Embedder:
             f" embed_query; {type(embedder).__name__} is neither"
         )
     function: Any = embedder
+
     # A function of our own around theirs, because that one may not be hashable.
-    call: tuple[Call | None, AsyncCall | None] = (lambda texts: function(texts), None)
-    if _is_async(embedder) or _is_async(type(embedder).__call__):
-        call = (None, lambda texts: function(texts))
+    def wrapped(texts: list[str]) -> Any:
+        return function(texts)
+
+    is_async = _is_async(embedder) or _is_async(type(embedder).__call__)
+    call = (None, wrapped) if is_async else (wrapped, None)
     return Embedder(_fingerprint(embedder), call, call)
 
 
@@ -132,13 +135,13 @@ class HashingEmbedder:
     def __call__(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """Return one vector per text. Raises ValueError for a text without a letter or digit."""
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        for row, text in zip(vectors, texts, strict=True):
+        for row, text in enumerate(texts):
             for feature, weight in _features(text):
                 code = zlib.crc32(feature.encode("utf-8", "replace"))
-                row[(code >> 1) % self.dim] += weight if code & 1 else -weight
-            if not row.any():
+                vectors[row, (code >> 1) % self.dim] += weight if code & 1 else -weight
+            if not vectors[row].any():
                 raise ValueError("a text without letters or digits has no vector")
-            row /= np.linalg.norm(row)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         return vectors
 
 

@@ -94,7 +94,7 @@ class ConnectError(ConnectionError):
 
 
 class ProtocolError(ConnectionError):
-    """The server sent bytes that nobody asked for or that are not RESP; the connection was closed."""
+    """The server sent bytes that are no RESP, or that nobody asked for; the connection closed."""
 
 
 class OutcomeUnknownError(ConnectionError):

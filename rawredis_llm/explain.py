@@ -1,6 +1,6 @@
-"""What an op sends, in words: the exact argv of each command, with binary arguments abbreviated.
+r"""What an op sends, in words: the exact argv of each command, with binary arguments abbreviated.
 
-`client.run(watched(cache.plan.lookup("p"), lambda request: print(*argv(request), sep="\\n")))`
+`client.run(watched(cache.plan.lookup("p"), lambda request: print(*argv(request), sep="\n")))`
 prints every command of a lookup while it is performed.
 """
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import UnexpectedReplyError
 from .keys import from_json, milliseconds, require_text, to_json
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Command, Op, Plan, operation
 from .search.schema import whole_number
-
-if TYPE_CHECKING:
-    from .protocol.operation import AsyncRunner, Runner
 
 __all__ = ["ChatHistory", "Message"]
 
@@ -144,5 +141,5 @@ def _message(id_: str, fields: Mapping[bytes, bytes]) -> Message:
     body = from_json(fields.get(b"message"))
     if not isinstance(body, dict) or "role" not in body:
         raise UnexpectedReplyError(f"stream entry {id_} is not a message of ours")
-    created = int(id_.split("-")[0]) / 1000
+    created = int(id_.partition("-")[0]) / 1000
     return Message(body["role"], body.get("content"), id_, created, body.get("extra", {}))

@@ -27,7 +27,7 @@ __all__ = [
     "to_json",
 ]
 
-LONGEST_TTL: Final = 10**12  # seconds; what Redis adds to its clock must fit 64 bits of milliseconds
+LONGEST_TTL: Final = 10**12  # seconds; the clock plus it must fit 64 bits of milliseconds
 
 
 def digest(*parts: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 from .embedding import as_embedder
 from .errors import IndexNotFoundError
@@ -18,9 +18,6 @@ from .retriever import Document
 from .search.query import ensure_index
 from .search.schema import Tag, Vector, whole_number
 from .vector_index import Row, VectorIndex
-
-if TYPE_CHECKING:
-    from .protocol.operation import AsyncRunner, Runner
 
 __all__ = ["VectorMemory"]
 
@@ -40,9 +37,7 @@ class VectorMemory(Bound[C_co]):
         self, index_or_client: VectorIndex[C_co], embedder: Any, *, scope: str, k: int = 4
     ) -> None: ...
     @overload
-    def __init__(
-        self, index_or_client: C_co, embedder: Any, *, scope: str, k: int = 4
-    ) -> None: ...
+    def __init__(self, index_or_client: C_co, embedder: Any, *, scope: str, k: int = 4) -> None: ...
     def __init__(self, index_or_client: Any, embedder: Any, *, scope: str, k: int = 4) -> None:
         self._scope = digest("memory", require_text("scope", scope))
         self._embedder = as_embedder(embedder)

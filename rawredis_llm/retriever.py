@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .embedding import as_embedder
 from .keys import require_text
@@ -12,9 +12,6 @@ from .protocol.operation import Bound, C_co, Op, Plan, operation, together
 from .search.filters import Filter
 from .search.schema import whole_number
 from .vector_index import Row, VectorIndex
-
-if TYPE_CHECKING:
-    from .protocol.operation import AsyncRunner, Runner
 
 __all__ = ["Document", "Retriever"]
 
@@ -50,7 +47,7 @@ class Retriever(Bound[C_co]):
         return_fields: Sequence[str] | None = None,
     ) -> None:
         if search_type not in ("similarity", "threshold"):
-            raise ValueError(f'search_type must be "similarity" or "threshold", not {search_type!r}')
+            raise ValueError(f"search_type must be similarity or threshold, not {search_type!r}")
         if (max_distance is None) != (search_type == "similarity"):
             raise ValueError('max_distance goes with search_type="threshold", and only with it')
         index.schema.check_filter(filter)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from typing import Any
 
 from .cache import TROUBLE, CacheHit, check_policy, forgiven, hit_of
 from .embedding import as_embedder
@@ -29,9 +30,6 @@ from .search.query import DISTANCE, drop_index, ensure_index, knn
 from .search.replies import SearchReply
 from .search.schema import Schema, Tag, Vector
 from .search.vectors import as_vector, similarity
-
-if TYPE_CHECKING:
-    from .protocol.operation import AsyncRunner, Runner
 
 __all__ = ["SemanticCache"]
 
@@ -187,10 +185,8 @@ class SemanticCache(Bound[C_co]):
     def drop(self) -> Op[int]:
         """Drop the index and the entries of *all* scopes of this namespace; return how many."""
         self._known.created = False
-        try:
+        with suppress(IndexNotFoundError):
             yield from drop_index(self._index)
-        except IndexNotFoundError:
-            pass
         exact = re.compile(re.escape(self._all.encode()) + rb"[0-9a-f]{32}:[0-9a-f]{32}")
         return (yield from clear_matching(escape_glob(self._all) + "*", exact))
 

@@ -336,7 +336,7 @@ def _private_folder() -> Path:
 
 def _lock(folder: Path, resources: contextlib.ExitStack) -> int:
     """Make the folder and lock it until `resources` are released; return the lock's descriptor."""
-    import fcntl  # here, because Windows has none and must get to ServerNotFoundError
+    import fcntl  # noqa: PLC0415 - Windows has none, and must get to ServerNotFoundError
 
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with (folder / ".rawredis.lock").open("ab") as file:

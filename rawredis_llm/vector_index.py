@@ -7,9 +7,9 @@ Documents are hashes under `prefix + id`. What the server would drop from the in
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import IndexNotFoundError, UnexpectedReplyError
 from .keys import milliseconds, require_text
@@ -20,9 +20,6 @@ from .search.filters import Filter
 from .search.replies import IndexInfo, SearchReply
 from .search.schema import Field, Schema, text_or_bytes, whole_number
 from .search.vectors import Array, as_matrix, as_vector, from_blob, similarity
-
-if TYPE_CHECKING:
-    from .protocol.operation import AsyncRunner, Runner
 
 __all__ = ["Row", "SearchResult", "VectorIndex"]
 
@@ -241,14 +238,14 @@ class VectorIndex(Bound[C_co]):
                 stored = self._storing(name)
                 for row, value in zip(rows, column, strict=True):
                     if value is not None:
-                        row += (name, stored(value))
+                        row.extend((name, stored(value)))
             return rows
         if len(fields) != total:
             raise ValueError(f"fields: {len(fields)} documents, but {total} ids")
         for row, document in zip(rows, fields, strict=True):
             for name, value in document.items():
                 if value is not None:
-                    row += (name, self._storing(name)(value))
+                    row.extend((name, self._storing(name)(value)))
         return rows
 
     def _storing(self, name: str) -> Callable[[Any], Any]:

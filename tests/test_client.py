@@ -7,7 +7,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -230,10 +230,8 @@ def tls_proxy(target: str, context: ssl.SSLContext) -> Iterator[int]:
         except OSError:
             pass
         for sock in (source, sink):
-            try:
+            with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
     def serve(plain: socket.socket) -> None:
         upstream = socket.socket(socket.AF_UNIX)
@@ -280,10 +278,10 @@ def test_tls_is_verified_with_the_host_name(redis: Redis) -> None:
         redis.do(redis.client.call("RPUSH", "never", "late"))
         assert redis.do(client.call("ECHO", "mine")) == b"mine"
         unknown = redis.connect(url=f"rediss://localhost:{port}")
-        with pytest.raises(errors.ConnectError, match="(?i)certificate"):
+        with pytest.raises(errors.ConnectError, match=r"(?i)certificate"):
             redis.do(unknown.call("PING"))
         wrong_name = redis.connect(url=f"rediss://127.0.0.1:{port}", ssl_context=outside)
-        with pytest.raises(errors.ConnectError, match="(?i)127.0.0.1"):
+        with pytest.raises(errors.ConnectError, match=r"127\.0\.0\.1"):
             redis.do(wrong_name.call("PING"))
     with pytest.raises(ValueError, match="ssl_context"):
         redis.connect(ssl_context=outside)
@@ -363,7 +361,7 @@ def test_parent_and_child_of_a_fork_have_connections_of_their_own(server: Embedd
             os._exit(0)
         os.waitpid(child, 0)
         os.close(writing)
-        with open(reading, "rb") as pipe:
+        with os.fdopen(reading, "rb") as pipe:
             theirs = int(pipe.read())
         assert theirs != before
         assert client.call("CLIENT", "ID") == before

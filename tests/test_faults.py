@@ -229,7 +229,7 @@ def test_signals_that_raise_in_the_middle_cross_nothing(server: EmbeddedServer) 
     randomness = random.Random(7)
     interrupted = 0
 
-    def handler(number: int, frame: FrameType | None) -> None:
+    def handler(_number: int, _frame: FrameType | None) -> None:
         raise Interrupt
 
     previous = signal.signal(signal.SIGALRM, handler)
@@ -298,7 +298,7 @@ def test_an_async_client_works_in_a_second_loop(server: EmbeddedServer) -> None:
         return reply
 
     async def both() -> list[bytes]:
-        return await asyncio.gather(ask(), ask())
+        return list(await asyncio.gather(ask(), ask()))
 
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
     assert first.run_until_complete(both()) == second.run_until_complete(both()) == [b"here"] * 2
@@ -337,7 +337,7 @@ def test_a_fork_does_not_disturb_the_loop_of_the_parent(server: EmbeddedServer) 
             child = os.fork()
             if child == 0:
                 os._exit(0)
-            _, status = os.waitpid(child, 0)
+            _, status = os.waitpid(child, 0)  # noqa: ASYNC222 - it ends at once
             return status, await client.call("ECHO", "still here")
 
     assert asyncio.run(main()) == (0, b"still here")

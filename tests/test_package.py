@@ -65,9 +65,11 @@ def imported(name: str, tree: ast.Module) -> list[tuple[str, bool]]:
             folder = ["rawredis_llm", *name.split("/")][: -node.level]
             path = ".".join([*folder, *(node.module or "").split(".")]).strip(".")
             rest = path.split(".")[1:]
-            found += [(rest[0], True)] if rest[:1] != [""] and rest else [
-                (alias.name, True) for alias in node.names
-            ]
+            found += (
+                [(rest[0], True)]
+                if rest[:1] != [""] and rest
+                else [(alias.name, True) for alias in node.names]
+            )
         elif isinstance(node, ast.ImportFrom):
             found.append(((node.module or "").split(".")[0], False))
         elif isinstance(node, ast.Import):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
-COLOURS = '''
+COLOURS = """
 from rawredis_llm import AsyncClient, Client, Command, LLMCache, Plan, Retriever, VectorIndex
 from rawredis_llm import VectorMemory
 from rawredis_llm.protocol.operation import Bound, Op, Runner, operation
@@ -37,13 +38,14 @@ class Mine(Bound[Runner]):
 
 reveal_type(Mine().twice("k"))
 exact.lookup(prompt="p", model=1)
-'''
+"""
 
+REQUEST = "Command[Any] | Batch | Embed | Now"
 REVEALED = [
     "CacheHit | None",
     "Coroutine[Any, Any, CacheHit | None]",
-    "Command[CacheHit | None] | Generator[Command[Any] | Batch | Embed | Now, Any, CacheHit | None]",
-    "Command[str] | Generator[Command[Any] | Batch | Embed | Now, Any, str]",
+    f"Command[CacheHit | None] | Generator[{REQUEST}, Any, CacheHit | None]",
+    f"Command[str] | Generator[{REQUEST}, Any, str]",
     "bool",
     "Coroutine[Any, Any, list[Document]]",
     "Coroutine[Any, Any, int]",
@@ -75,7 +77,4 @@ def test_mypy_sees_three_colours(tmp_path: Path) -> None:
 def simple(line: str) -> str:
     """Return the revealed type with its names cut to their last part."""
     text = line.split('Revealed type is "', 1)[1].removesuffix('"')
-    words = []
-    for word in text.replace("[", "[ ").replace(",", " ,").replace("]", " ]").split(" "):
-        words.append(word.rsplit(".", 1)[-1])
-    return " ".join(words).replace("[ ", "[").replace(" ,", ",").replace(" ]", "]")
+    return re.sub(r"(\w+\.)+", "", text)

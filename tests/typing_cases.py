@@ -1,4 +1,4 @@
-"""What both type checkers must see; never run. A wrong type here is an error of mypy and pyright."""
+"""What both type checkers must see; never run: a wrong type is an error of mypy and pyright."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rawredis_llm import (
 from rawredis_llm.protocol.operation import Runnable
 
 if TYPE_CHECKING:
-    from typing_extensions import assert_type
+    from typing_extensions import assert_type  # noqa: TC004 - never run
 
 
 def sync(client: Client, index: VectorIndex[Client]) -> None:

@@ -119,7 +119,7 @@ class AsyncClient(AsyncRunner):
     async def call(self, *args: Any, timeout: float | None = None) -> Any:
         """Send one command and return its reply: bytes, int, float, bool, None, list or dict.
 
-        Status replies are bytes (`b"OK"`). `timeout` in seconds replaces the client's for this call.
+        Status replies are bytes (`b"OK"`). `timeout` (seconds) replaces the client's for this call.
         Raises ReplyError for a server's error, TypeError or ValueError for an argument that has no
         form on the wire and for commands that would change a shared connection's state.
         """
@@ -146,9 +146,7 @@ class AsyncClient(AsyncRunner):
         finally:
             steps.close()
 
-    async def gather(
-        self, ops: Iterable[Runnable[Any]], *, raise_errors: bool = True
-    ) -> list[Any]:
+    async def gather(self, ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> list[Any]:
         """Run ops in lock step, each step's commands in one write; return their results in order.
 
         One op's error stays in its slot until the others have finished; then the first is raised,
@@ -246,7 +244,9 @@ class AsyncClient(AsyncRunner):
             raise copy(error) from error
         return attempt.result()
 
-    def _connected(self, loop: asyncio.AbstractEventLoop, attempt: asyncio.Task[Connection]) -> None:
+    def _connected(
+        self, loop: asyncio.AbstractEventLoop, attempt: asyncio.Task[Connection]
+    ) -> None:
         self._attempts.pop(loop, None)
         if attempt.cancelled() or attempt.exception() is not None:
             return

@@ -1,1 +1,1 @@
-"""Ring 0: pure values and bytes. No socket, no asyncio, no sleep, and nothing of the other rings."""
+"""Ring 0: pure values and bytes. No socket, no asyncio, no sleep, nothing of the other rings."""

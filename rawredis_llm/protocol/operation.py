@@ -225,7 +225,7 @@ class Embed:
         self.call = call
         self.acall = acall
 
-    def __iter__(self) -> Generator[Request, Any, Any]:
+    def __iter__(self) -> Generator[Request, Any, Any]:  # noqa: PYI058 - it is sent the vectors
         return (yield self)
 
 
@@ -303,11 +303,11 @@ if TYPE_CHECKING:
 
 else:
 
-    def operation(function):
+    def operation(function: Callable[..., Any]) -> Callable[..., Any]:
         """Make a method that returns an op into one that has the object's client run it."""
 
         @functools.wraps(function)
-        def method(self, *args, **kwargs):
+        def method(self: Any, /, *args: Any, **kwargs: Any) -> Any:
             return self.client.run(function(self, *args, **kwargs))
 
         return method

@@ -138,7 +138,8 @@ class Decoder:
     """hiredis' reader behind guards. Not thread-safe: one connection, one decoder.
 
     `feed()` bytes in pieces of at most 64 KiB (more makes each reply up to 6.8 times dearer), then
-    call `gets()` until it returns `NOT_ENOUGH`. `address` is for the errors it makes. After any exception the decoder is dead.
+    call `gets()` until it returns `NOT_ENOUGH`. After any exception the decoder is dead. `address`
+    is for the errors it makes.
 
     hiredis returns an attribute (`|`) as if it were a reply, which would shift every later reply to
     the wrong caller. So the bytes are looked at first. Frames are flat (only strings have a

@@ -35,9 +35,7 @@ class Sizes(NamedTuple):
 class Observer(Protocol):
     """What is told of every exchange. Its methods are called in line: keep them short."""
 
-    def command(
-        self, name: str, times: Times, sizes: Sizes, error: BaseException | None
-    ) -> None:
+    def command(self, name: str, times: Times, sizes: Sizes, error: BaseException | None) -> None:
         """Take note of one exchange; `name` joins the commands of a batch by `+`."""
 
     def connection(self, event: str) -> None:
@@ -120,7 +118,7 @@ def make_settings(
     return Settings(
         address=address,
         timeout=limit,
-        connect_timeout=limit if connect_limit is None else seconds("connect_timeout", connect_limit),
+        connect_timeout=min(limit, seconds("connect_timeout", connect_limit)),
         max_connections=int(most),
         client_name=name,
         protocol=int(level),

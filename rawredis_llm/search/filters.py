@@ -19,7 +19,7 @@ _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPACE: Final = " \t\n\v\f\r"
 _SEPARATORS: Final = re.compile(r"[^\w\x80-\U0010ffff]+", re.ASCII)
 LONGEST_TAG: Final = 4096  # bytes; RediSearch 2.10 cuts longer ones without a word
-EXACT: Final = 2**53  # whole numbers up to here are themselves as a double, which is what is indexed
+EXACT: Final = 2**53  # whole numbers up to here are themselves as doubles, which are indexed
 
 
 class Filter:
@@ -52,7 +52,9 @@ class Filter:
         return hash(self.query)
 
     def __bool__(self) -> bool:
-        raise TypeError("join filters with &, | and ~, not with and, or, not or a chain like a < b < c")
+        raise TypeError(
+            "join filters by & | ~ : `and`, `or`, `not` and `a < b < c` lose one of them"
+        )
 
     def __repr__(self) -> str:
         return f"<Filter {self.query}>"

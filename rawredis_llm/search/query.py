@@ -29,8 +29,10 @@ MAX_RESULTS: Final = 1_000_000
 def create_index(name: str, prefixes: Sequence[str], schema: Schema) -> Command[bytes]:
     """Return the command that creates an index over hashes under the prefixes."""
     return Command(
-        ("FT.CREATE", name, "ON", "HASH", "PREFIX", len(prefixes), *prefixes)
-        + ("SCHEMA", *schema.declaration())
+        (
+            *("FT.CREATE", name, "ON", "HASH", "PREFIX", len(prefixes), *prefixes),
+            *("SCHEMA", *schema.declaration()),
+        )
     )
 
 
@@ -83,8 +85,10 @@ def knn(
     # k stands in the text: it is a checked number, and 8.x in a cluster rewrites the text's own.
     text = f"({query})" if query != "*" else "*"
     return Command(
-        ("FT.SEARCH", name, f"{text}=>[KNN {k} @{field} $vector{runtime} AS {DISTANCE}]")
-        + ("PARAMS", len(params), *params, "SORTBY", DISTANCE, "LIMIT", 0, k)
-        + ("RETURN", len(fields) + 1, DISTANCE, *fields, "DIALECT", 2),
+        (
+            *("FT.SEARCH", name, f"{text}=>[KNN {k} @{field} $vector{runtime} AS {DISTANCE}]"),
+            *("PARAMS", len(params), *params, "SORTBY", DISTANCE, "LIMIT", 0, k),
+            *("RETURN", len(fields) + 1, DISTANCE, *fields, "DIALECT", 2),
+        ),
         lambda reply: decode(search_reply(reply)),
     )

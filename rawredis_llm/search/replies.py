@@ -110,7 +110,8 @@ def _attribute(reply: Any) -> dict[str, str]:
         # RESP2: pairs, then flags such as CASESENSITIVE, each a single word.
         known = len(reply) - sum(part in _FLAGS for part in reply)
         pairs = {
-            _text(k).lower(): _text(v) for k, v in zip(reply[:known:2], reply[1:known:2], strict=True)
+            _text(k).lower(): _text(v)
+            for k, v in zip(reply[:known:2], reply[1:known:2], strict=True)
         }
         flags = reply[known:]
     return pairs | {_text(flag).lower(): "yes" for flag in flags}
@@ -128,5 +129,3 @@ def _text(value: Any) -> str:
 
 def _unknown(command: str, reply: Any) -> UnexpectedReplyError:
     return UnexpectedReplyError(f"{command}: a reply of unknown shape ({type(reply).__name__})")
-
-

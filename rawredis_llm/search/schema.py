@@ -126,7 +126,7 @@ class Tag(Field):
         return {"type": "tag", "separator": self.separator.lower(), "casesensitive": case}
 
     def stored(self, value: Any) -> str:
-        """Return one label, or a list of them joined; raise if the server would split or cut one."""
+        """Return a label, or a list of them joined; raise if the server would split or cut one."""
         values = [value] if isinstance(value, str) else value
         if not isinstance(values, (list, tuple, set, frozenset)) or not values:
             raise TypeError(f"tag {self.name!r} takes text or a list of texts")
@@ -145,7 +145,7 @@ class Tag(Field):
         return ~(self == value)
 
     def one_of(self, values: Iterable[str]) -> Filter:
-        """Return the filter of documents with at least one of the labels. Raises if none is given."""
+        """Return the filter of documents with one of the labels or more; raise if none is given."""
         if isinstance(values, str):
             raise TypeError(f"tag {self.name!r}: one_of takes a list, == takes one text")
         return tag_filter(self.name, values)

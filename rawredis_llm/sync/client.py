@@ -95,7 +95,7 @@ class Client(Runner):
     def call(self, *args: Any, timeout: float | None = None) -> Any:
         """Send one command and return its reply: bytes, int, float, bool, None, list or dict.
 
-        Status replies are bytes (`b"OK"`). `timeout` in seconds replaces the client's for this call.
+        Status replies are bytes (`b"OK"`). `timeout` (seconds) replaces the client's for this call.
         Raises ReplyError for a server's error, TypeError or ValueError for an argument that has no
         form on the wire and for commands that would change a shared connection's state.
         """

@@ -135,7 +135,7 @@ class Connection:
         return reply
 
     def exchange(self, parts: Sequence[bytes], deadline: float) -> list[Any]:
-        """Send commands in one write (one a MiB) and return their replies, errors in their slots."""
+        """Send commands in one write (one a MiB); return their replies, errors in their slots."""
         self.dirty = True
         self.received = 0
         replies: list[Any] = []
