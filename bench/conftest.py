@@ -15,7 +15,11 @@ Rules:
 2. A sample is CPU time (`time.process_time`: user and system, of this process alone, the server
    being another one) and wall time (`time.perf_counter`) per operation.
 3. A ratio is the median of the rounds' own ratios, not a ratio of medians.
-4. Every contender's result is checked once, before its first sample. Timings are never asserted.
+4. Client and server are held on one core where the system can do that. Left alone (`--unpinned`)
+   they are now on one core and now on two, which doubles or trebles the CPU time of a GET for all
+   alike: waking a virtual machine's idle core costs more than the GET does. The price of holding
+   them is that client and server never work at the same time, so in a pipeline wall is the sum.
+5. Every contender's result is checked once, before its first sample. Timings are never asserted.
 
 pytest-benchmark drives the rounds and keeps the figures (`extra_info`, for `--benchmark-json`). Its
 own table is left out: it would time whole rounds, all contenders together.
@@ -47,6 +51,7 @@ import pytest
 
 from rawredis_llm import AsyncClient, Client, EmbeddedServer, Numeric, Tag, Vector, VectorIndex
 
+FLOOR = "socket + hiredis"
 RIVAL = "redis-py"
 BATCH = 500  # rows a write when loading, for all
 KNN = "*=>[KNN 10 @v $vector AS distance]"
@@ -125,7 +130,7 @@ class Contender(ABC):
 class _Bare(Contender):
     """The floor, and only where it is a few lines."""
 
-    name = "socket + hiredis"
+    name = FLOOR
 
     def __init__(self, url: str) -> None:
         host, _, port = urlsplit(url).netloc.partition(":")
@@ -332,25 +337,34 @@ class Outcome:
 
     def figures(self, name: str) -> dict[str, float]:
         """Return a contender's figures: microseconds per operation, and ratios to redis-py."""
-        own, rival = self.samples[name], self.samples.get(RIVAL, [])
+        own = self.samples[name]
         figures: dict[str, float] = {}
         for position, kind in enumerate(Sample._fields):
             values = [sample[position] * 1e6 for sample in own]
             figures |= {f"{kind}_us": median(values), f"{kind}_us_min": min(values)}
-            if rival:
+            if rival := self.samples.get(RIVAL):
                 pairs = zip(rival, own, strict=True)
-                figures[f"{kind}_ratio"] = median([r[position] / o[position] for r, o in pairs])
+                figures[f"{kind}_ratio"] = median(r[position] / o[position] for r, o in pairs)
+        if floor := self.samples.get(FLOOR):
+            pairs = zip(floor, own, strict=True)
+            figures["cpu_us_over_floor"] = median((o.cpu - f.cpu) * 1e6 for f, o in pairs)
         return figures
 
     def rows(self) -> Iterator[str]:
         """Yield the scenario's rows of the table."""
         for name in self.samples:
-            f = self.figures(name)
-            cells = [f"{f[key]:.1f} ({f[key + '_min']:.1f})" for key in ("cpu_us", "wall_us")]
-            cells += [f"{f[key]:.2f}" if key in f else "-" for key in ("cpu_ratio", "wall_ratio")]
-            yield f"| {self.scenario} | {name} | {' | '.join(cells)} |"
+            found = self.figures(name)
+            cells = [self.scenario, name]
+            cells += [f"{found[k]:.1f} ({found[k + '_min']:.1f})" for k in ("cpu_us", "wall_us")]
+            for key, form in (
+                ("cpu_us_over_floor", ".1f"),
+                ("cpu_ratio", ".2f"),
+                ("wall_ratio", ".2f"),
+            ):
+                cells.append(format(found[key], form) if key in found else "-")
+            yield f"| {' | '.join(cells)} |"
         if RIVAL not in self.samples:
-            yield f"| {self.scenario} | {RIVAL} | not installed | | | |"
+            yield f"| {self.scenario} | {RIVAL} | not installed | | | | |"
 
 
 OUTCOMES = pytest.StashKey[list[Outcome]]()
@@ -417,10 +431,16 @@ def _sample(run: Run, repeats: int, operations: int) -> Sample:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedServer]:
-    """Start a real Redis with search, reached by TCP as most are."""
+def server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer]:
+    """Start a real Redis with search, reached by TCP as most are, on the core that we are on."""
+    pinned = hasattr(os, "sched_setaffinity") and not pytestconfig.getoption("--unpinned")
+    cores = os.sched_getaffinity(0) if pinned else set()
+    if pinned:
+        os.sched_setaffinity(0, {max(cores)})  # the server inherits it
     with EmbeddedServer(port=0) as server:
         yield server
+    if pinned:
+        os.sched_setaffinity(0, cores)
 
 
 @pytest.fixture(scope="session")
@@ -485,8 +505,9 @@ def _environment(client: Client) -> str:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option that commits the figures to a file."""
+    """Add the options of the benchmarks."""
     parser.addoption("--write-results", action="store_true", help=f"write {RESULTS.name}")
+    parser.addoption("--unpinned", action="store_true", help="let client and server change cores")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -501,8 +522,8 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         return
     outcomes.sort(key=lambda outcome: outcome.position)
     table = [
-        "| scenario | contender | CPU us/op | wall us/op | CPU ratio | wall ratio |",
-        "|---|---|--:|--:|--:|--:|",
+        "| scenario | contender | CPU us | wall us | over the floor | CPU ratio | wall ratio |",
+        "|---|---|--:|--:|--:|--:|--:|",
         *(row for outcome in outcomes for row in outcome.rows()),
     ]
     environment = config.stash[ENVIRONMENT]
@@ -513,8 +534,9 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 
 
 LEGEND = f"""\
-us/op: median (least) of the rounds. CPU: user and system time of the client process alone.
-Ratio: {RIVAL}'s time divided by the contender's, median of the rounds: 2.00 is half of {RIVAL}'s.
+Microseconds per operation: median (least) of the rounds. CPU: the client process, user and system.
+Over the floor: CPU beyond the bare socket's, which is what a library can be blamed for.
+Ratio: {RIVAL}'s time divided by the contender's: 2.00 is half of {RIVAL}'s.
 In KNN the bare socket stops at the raw reply, {RIVAL} at dicts of text."""
 HEAD = """\
 # What a call costs the client
