@@ -27,7 +27,7 @@ from .protocol.operation import Batch, Bound, C_co, Now, Op, Plan, operation
 __all__ = ["CacheHit", "LLMCache"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class CacheHit:
     """An answer found in a cache.
 
@@ -159,7 +159,11 @@ class LLMCache(Bound[C_co]):
         metadata: dict[str, Any] | None = None,
     ) -> Op[list[str]]:
         """Store many (prompt, response) pairs in one round trip; return their ids, in order."""
-        return (yield from self._store(list(entries), model, ttl, metadata))
+        pairs = list(entries)
+        for pair in pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise TypeError("entries must be pairs of texts: (prompt, response)")
+        return (yield from self._store(pairs, model, ttl, metadata))
 
     @operation
     def delete(self, prompt: str, model: str = "") -> Op[bool]:
@@ -214,6 +218,9 @@ class LLMCache(Bound[C_co]):
         return hit_of(entry, identity, now)
 
 
+_FAR: Final = 2**53  # beyond any time of ours, and below what a float could not hold
+
+
 def hit_of(
     entry: dict[str, Any],
     identity: str,
@@ -227,6 +234,8 @@ def hit_of(
     if not (isinstance(response, str) and isinstance(prompt, str) and isinstance(metadata, dict)):
         return None
     if not isinstance(created, (int, float)) or not isinstance(px, (int, type(None))):
+        return None
+    if not 0 <= created < _FAR or not 0 <= (px or 0) < _FAR:  # NaN, too, is damage
         return None
     return CacheHit(
         response=response,

@@ -19,7 +19,7 @@ from .search.schema import whole_number
 __all__ = ["ChatHistory", "Message"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Message:
     """A message of a conversation. `id` and `created` (seconds since the epoch) are the server's.
 

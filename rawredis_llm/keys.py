@@ -19,6 +19,7 @@ from .protocol.operation import Batch, Op
 __all__ = [
     "clear_matching",
     "digest",
+    "distance_limit",
     "escape_glob",
     "from_json",
     "milliseconds",
@@ -88,8 +89,17 @@ def from_json(data: bytes | str | None) -> Any:
         return None
     try:
         return json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def distance_limit(name: str, value: float) -> float:
+    """Return a distance up to which something counts as near; raise naming the argument."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not value >= 0:
+        raise ValueError(f"{name} must be 0 or above, in the metric's unit, not {value}")
+    return float(value)
 
 
 def escape_glob(text: str) -> str:

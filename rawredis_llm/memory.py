@@ -66,16 +66,16 @@ class VectorMemory(Bound[C_co]):
         A turn of the same words replaces its predecessor.
         """
         said, answered = _turn("inputs", inputs), _turn("outputs", outputs)
-        text = "\n".join(f"{who}: {what}" for who, what in (said | answered).items())
+        turn = [*said.items(), *answered.items()]
+        text = "\n".join(f"{who}: {what}" for who, what in turn)
         data = to_json("inputs or outputs", {"inputs": said, "outputs": answered})
         vectors = yield from self._embedder.documents([text])
         index = self._ensured(len(vectors[0]))
         if not self._ready:
             yield from ensure_index(index.name, (index.prefix,), index.schema)
             self._ready.append(True)
-        identity = f"{self._scope}:{digest(text)}"
-        fields = {"scope": self._scope, "text": text, "turn": data}
-        fields["created"] = repr((yield from Now()))
+        identity = f"{self._scope}:{digest(data)}"
+        fields = {"scope": self._scope, "text": text, "turn": data, "created": (yield from Now())}
         yield from index.load([identity], vectors, [fields])
         return identity
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .embedding import as_embedder
-from .keys import require_text
+from .keys import distance_limit, require_text
 from .protocol.operation import Bound, C_co, Op, Plan, operation, together
 from .search.filters import Filter
 from .search.schema import whole_number
@@ -16,7 +16,7 @@ from .vector_index import Row, VectorIndex
 __all__ = ["Document", "Retriever"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Document:
     """A text that was found. `metadata` are its other fields; `distance` in the metric's unit."""
 
@@ -56,6 +56,8 @@ class Retriever(Bound[C_co]):
         self._embedder = as_embedder(embedder)
         self._k = whole_number("k", k)
         self._max_distance = max_distance
+        if max_distance is not None:
+            self._max_distance = distance_limit("max_distance", max_distance)
         self._filter = filter
         self._text_field = require_text("text_field", text_field)
         self._fields = None

@@ -7,7 +7,6 @@ here, on the one nearest entry, because VECTOR_RANGE on HNSW misses near-duplica
 
 from __future__ import annotations
 
-import math
 import re
 from contextlib import suppress
 from typing import Any
@@ -18,6 +17,7 @@ from .errors import IndexNotFoundError, UnexpectedReplyError
 from .keys import (
     clear_matching,
     digest,
+    distance_limit,
     escape_glob,
     from_json,
     milliseconds,
@@ -72,10 +72,10 @@ class SemanticCache(Bound[C_co]):
         self._embedder = as_embedder(embedder)
         self._namespace = require_text("namespace", namespace)
         self._scope = require_text("scope", scope, empty=True)
-        self._max_distance = _distance(max_distance)
+        self._max_distance = distance_limit("max_distance", max_distance)
         self._ttl = milliseconds("ttl", ttl)
         self._on_error = check_policy(on_error)
-        self._field = Vector("vector", dim or 1, algorithm=algorithm, dtype=dtype)
+        self._field = Vector("vector", 1 if dim is None else dim, algorithm=algorithm, dtype=dtype)
         self._index = f"{namespace}:semantic"
         self._owner = digest("semantic", namespace, scope)
         self._all = f"{namespace}:s:"
@@ -102,7 +102,11 @@ class SemanticCache(Bound[C_co]):
         `vector` is the prompt's, shape (dim,), if it is known; `max_distance` replaces the cache's.
         """
         require_text("prompt", prompt)
-        limit = self._max_distance if max_distance is None else _distance(max_distance)
+        limit = (
+            self._max_distance
+            if max_distance is None
+            else distance_limit("max_distance", max_distance)
+        )
         query = yield from self._vector(prompt, vector)
         tag = self._model_tag(model)
         try:
@@ -160,7 +164,7 @@ class SemanticCache(Bound[C_co]):
         try:
             if not self._known.created:
                 yield from ensure_index(self._index, (self._all,), self._schema(len(blob)))
-                self._known.created = True
+                self._known.created, self._known.dim = True, len(blob)
             yield from Batch(
                 [commands.delete(key), commands.hset(key, fields), *expiry], atomic=True
             )
@@ -194,9 +198,7 @@ class SemanticCache(Bound[C_co]):
         """Return the prompt's vector, checked, as an array of the index's type."""
         if vector is None:
             vector = (yield from self._embedder.documents([prompt]))[0]
-        array = as_vector(vector, self._known.dim, dtype=self._field.dtype)
-        self._known.dim = len(array)
-        return array
+        return as_vector(vector, self._known.dim, dtype=self._field.dtype)
 
     def _model_tag(self, model: str) -> str:
         return digest(require_text("model", model, empty=True), self._embedder.fingerprint)
@@ -234,11 +236,3 @@ def _nearest(reply: SearchReply) -> tuple[bytes, float, dict[bytes, bytes]] | No
         return key, float(fields[DISTANCE.encode()]), fields
     except (KeyError, ValueError):
         raise UnexpectedReplyError("FT.SEARCH: a row without a distance") from None
-
-
-def _distance(value: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"max_distance must be a number, not {type(value).__name__}")
-    if math.isnan(value) or value < 0:
-        raise ValueError(f"max_distance must be 0 or above (cosine distance, 0..2), not {value}")
-    return float(value)

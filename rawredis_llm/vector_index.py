@@ -24,7 +24,7 @@ from .search.vectors import Array, as_matrix, as_vector, from_blob, similarity
 __all__ = ["Row", "SearchResult", "VectorIndex"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Row:
     """A document. `id` is without the prefix; `distance` is in the metric's own unit.
 
@@ -40,7 +40,7 @@ class Row:
     vector: Array | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SearchResult:
     """Rows, nearest first. `total` is how many the search found before paging.
 
@@ -64,9 +64,13 @@ class VectorIndex(Bound[C_co]):
         self, client: C_co, name: str, fields: Sequence[Field], *, prefix: str | None = None
     ) -> None:
         self.client = client
-        self.name = require_text("name", name)
+        self.name = _key_part("name", name)
         self.schema = Schema(fields)
-        self.prefix = f"{name}:" if prefix is None else require_text("prefix", prefix)
+        self._vector_key = self.schema.vector.name.encode()
+        self._loaders = {
+            field.name.encode(): (field.name, field.loaded) for field in self.schema.fields.values()
+        }
+        self.prefix = f"{name}:" if prefix is None else _key_part("prefix", prefix)
 
     @property
     def plan(self) -> VectorIndex[Plan]:
@@ -155,7 +159,7 @@ class VectorIndex(Bound[C_co]):
         names = self._ids(ids, repeated=True)
         found = yield from Batch([commands.hgetall(self.prefix + name) for name in names])
         return [
-            self._row(name, fields, vectors=True) if fields else None
+            self._row(name, fields) if fields else None
             for name, fields in zip(names, found, strict=True)
         ]
 
@@ -220,7 +224,7 @@ class VectorIndex(Bound[C_co]):
     def _ids(self, ids: Sequence[str | int], *, repeated: bool = False) -> list[str]:
         if isinstance(ids, (str, bytes)):
             raise TypeError("ids must be a list of ids, not one id")
-        names = [str(i) if type(i) is int else require_text("ids", i) for i in ids]
+        names = [str(i) if type(i) is int else _key_part("ids", i) for i in ids]
         if not repeated and len(set(names)) != len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise ValueError(f"ids: {twice!r} is given twice, one document would be lost")
@@ -254,43 +258,53 @@ class VectorIndex(Bound[C_co]):
             raise ValueError(f"field {name!r} is the vector; it is the argument `vectors`")
         return field.stored if field is not None else lambda value: _unindexed(name, value)
 
-    def _row(
-        self,
-        name: str,
-        found: Mapping[bytes, bytes],
-        distance: float | None = None,
-        *,
-        vectors: bool = False,
-    ) -> Row:
+    def _row(self, name: str, found: dict[bytes, bytes], distance: float | None = None) -> Row:
         vector = self.schema.vector
-        fields: dict[str, Any] = {}
         array = None
+        fields: dict[str, Any] = {}
+        loaders = self._loaders
         for key, value in found.items():
-            label = key.decode(errors="replace")
-            if label == vector.name:
-                array = from_blob(value, vector.dtype) if vectors else None
-            elif label != query.DISTANCE:
-                field = self.schema.fields.get(label)
-                fields[label] = field.loaded(value) if field else text_or_bytes(value)
+            if key == self._vector_key:
+                array = from_blob(value, vector.dtype)
+            elif key == _DISTANCE:
+                pass
+            elif key in loaders:
+                label, load = loaders[key]
+                fields[label] = load(value)
+            else:
+                fields[key.decode(errors="replace")] = text_or_bytes(value)
         near = None if distance is None else similarity(distance, vector.metric)
-        return Row(name, fields, distance, near, vector=array)
+        return Row(name, fields, distance, near, None, array)
 
     def _result(self, reply: SearchReply, start: int, end: int) -> SearchResult:
-        label = query.DISTANCE.encode()
         try:
-            found = [(float(fields[label]), key, fields) for key, fields in reply.rows if fields]
+            found = [
+                (float(fields[_DISTANCE]), key, fields) for key, fields in reply.rows if fields
+            ]
         except (KeyError, ValueError):
             raise UnexpectedReplyError("FT.SEARCH: a row without a distance") from None
         # The server's order is not to be relied on everywhere; NaN, which is nobody's, goes last.
-        found.sort(key=lambda row: (math.isnan(row[0]), row[0]))
+        found.sort(key=_nearness)
+        cut = len(self.prefix.encode())  # every key of this index begins with the prefix
         rows = [
-            self._row(self._id(key), fields, distance, vectors=True)
+            self._row(key[cut:].decode(errors="replace"), fields, distance)
             for distance, key, fields in found[start:end]
         ]
         return SearchResult(rows, len(found), bool(reply.warnings), reply.warnings)
 
-    def _id(self, key: bytes) -> str:
-        return key.decode(errors="replace").removeprefix(self.prefix)
+
+_DISTANCE = query.DISTANCE.encode()
+
+
+def _nearness(row: tuple[float, bytes, dict[bytes, bytes]]) -> float:
+    return math.inf if math.isnan(row[0]) else row[0]
+
+
+def _key_part(name: str, value: Any) -> str:
+    """Return text for a key: RediSearch cuts it at a NUL, and would show another document."""
+    if "\0" in require_text(name, value):
+        raise ValueError(f"{name} must not hold a NUL")
+    return str(value)
 
 
 def _unindexed(name: str, value: Any) -> Any:

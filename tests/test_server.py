@@ -526,7 +526,7 @@ def test_collecting_the_object_stops_the_server() -> None:
 def test_a_forked_child_stops_nothing(tmp_path: Path) -> None:
     code = """
         import os, sys, socket
-        from rawredis_llm.server import EmbeddedServer
+        from rawredis_llm.server import EmbeddedServer, ServerStartError
         server = EmbeddedServer(persist_to={folder!r}, search=False).start()
         connection = socket.socket(socket.AF_UNIX)
         connection.connect(server.url.removeprefix("unix://"))
@@ -541,7 +541,7 @@ def test_a_forked_child_stops_nothing(tmp_path: Path) -> None:
             assert connection.recv(100) == b"+PONG\\r\\n"
             try:
                 EmbeddedServer(persist_to={folder!r}, search=False).start()
-            except RuntimeError as error:
+            except ServerStartError as error:
                 assert "in use" in str(error)
             else:
                 raise AssertionError("the child gave the lock away")
@@ -577,14 +577,14 @@ def test_ctrl_c_in_the_terminal_does_not_reach_the_server() -> None:
         assert os.getsid(process_id(server.url)) != os.getsid(0)
 
 
-def test_importing_the_module_pulls_in_nothing_of_the_package() -> None:
+def test_importing_the_module_pulls_in_nothing_but_the_errors() -> None:
     code = """
         import sys
         import rawredis_llm
         before = set(sys.modules)
         import rawredis_llm.server
         new = {name for name in set(sys.modules) - before if name.startswith("rawredis_llm")}
-        assert new == {"rawredis_llm.server"}, new
+        assert new == {"rawredis_llm.server", "rawredis_llm.errors"}, new
         assert not {"numpy", "hiredis", "asyncio", "ssl"} & set(sys.modules)
         """
     with script(code) as process:

@@ -162,7 +162,9 @@ class AsyncClient(AsyncRunner):
         All are encoded before the first byte leaves, and all replies are read before the first
         error is raised; with `raise_errors=False` errors stand in the list.
         """
-        return await self._batch(Batch(map(as_member, commands), raise_errors=raise_errors))
+        return await self._batch(
+            Batch([as_member(command) for command in commands], raise_errors=raise_errors)
+        )
 
     async def transaction(self, commands: Iterable[Sequence[Any] | Command[Any]]) -> list[Any]:
         """Send commands in one write between MULTI and EXEC and return their replies in order.
@@ -170,7 +172,7 @@ class AsyncClient(AsyncRunner):
         Raises ExecAbortError if the server refused one and so ran none, and the first error of one
         that failed while the others ran.
         """
-        return await self._batch(Batch(map(as_member, commands), atomic=True))
+        return await self._batch(Batch([as_member(command) for command in commands], atomic=True))
 
     async def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
@@ -183,19 +185,19 @@ class AsyncClient(AsyncRunner):
 
     async def _one(self, args: Sequence[Any], limit: float) -> Any:
         refuse_stateful(args)
-        reply = (await self._exchange((encode(args),), args, limit))[0]
+        reply = (await self._exchange([(encode(args), 1)], args, limit))[0]
         if isinstance(reply, ReplyError):
             raise reply_error(reply.message, command_name(args), reply.address)
         return reply
 
     async def _batch(self, batch: Batch) -> list[Any]:
-        parts = batch.encode()
-        if not parts:
+        portions = batch.encode()
+        if not portions:
             return []
-        return batch.result(await self._exchange(parts, batch, self._timeout))
+        return batch.result(await self._exchange(portions, batch, self._timeout))
 
     async def _exchange(
-        self, parts: Sequence[bytes], what: Batch | Sequence[Any], limit: float
+        self, portions: list[tuple[bytes, int]], what: Batch | Sequence[Any], limit: float
     ) -> list[Any]:
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -204,7 +206,7 @@ class AsyncClient(AsyncRunner):
             connection = self._connection
             if connection is None or connection.closed or connection.loop is not loop:
                 connection = await self._reconnect(loop, start + limit)
-            replies: list[Any] = await connection.request(parts, len(parts), start + limit)
+            replies: list[Any] = await connection.request(portions, start + limit)
         except RedisError as error:
             error.command = what.name if isinstance(what, Batch) else command_name(what)
             failure = error
@@ -214,7 +216,7 @@ class AsyncClient(AsyncRunner):
                 self._observer.command(
                     what.name if isinstance(what, Batch) else command_name(what),
                     Times(start, loop.time()),
-                    Sizes(sum(map(len, parts)), None),
+                    Sizes(sum(len(data) for data, _ in portions), None),
                     failure,
                 )
         return replies

@@ -13,7 +13,7 @@ import asyncio
 import math
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Final
 
 from ..errors import (
@@ -25,7 +25,7 @@ from ..errors import (
     RedisError,
     ReplyError,
 )
-from ..protocol.resp import NOT_ENOUGH, Decoder, Push, encode
+from ..protocol.resp import NOT_ENOUGH, Decoder, Push, encode_many
 from ..protocol.settings import Settings
 
 __all__ = ["Connection", "connect"]
@@ -61,18 +61,24 @@ class Connection(asyncio.Protocol):
         self._wake = math.inf
         self._heard = loop.time()
 
-    def request(self, parts: Sequence[bytes], width: int, deadline: float) -> asyncio.Future[Any]:
-        """Send `width` commands; the future's result is the list of their replies, errors too.
+    def request(
+        self, portions: Iterable[tuple[bytes, int]], deadline: float
+    ) -> asyncio.Future[list[Any]]:
+        """Send commands; the future's result is the list of their replies, errors in their slots.
 
-        Await it at once: what it was sent for may have happened even if it is cancelled.
+        A portion is bytes and the number of commands in them. A future that is cancelled leaves its
+        place in the order of replies, and what it asked for may happen all the same.
         """
         future = self.loop.create_future()
         if not self._slots:
             self._heard = self.loop.time()  # silence counts from when somebody listens
-        self._slots.append(_Slot(future, deadline, width))
         if not self._out:
             self.loop.call_soon(self._flush)
-        self._out += parts
+        width = 0
+        for data, commands in portions:
+            self._out.append(data)
+            width += commands
+        self._slots.append(_Slot(future, deadline, width))
         if deadline < self._wake:
             self._set_timer(deadline)
         return future
@@ -203,8 +209,7 @@ async def connect(settings: Settings) -> Connection:
     try:
         timeout = None if limit == math.inf else max(limit - loop.time(), 0)
         await asyncio.wait_for(_open(settings, connection), timeout)
-        commands = settings.handshake()
-        replies = await connection.request(list(map(encode, commands)), len(commands), limit)
+        replies = await connection.request(encode_many(settings.handshake()), limit)
     except (TimeoutError, asyncio.TimeoutError) as error:
         connection.fail(OutcomeUnknownError("not connected"))
         raise ConnectTimeoutError("no connection in time", address=address) from error

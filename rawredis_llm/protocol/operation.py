@@ -30,11 +30,11 @@ from __future__ import annotations
 import copy
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, overload
 
 from ..errors import ExecAbortError, RedisError, ReplyError, WatchError, reply_error
-from .resp import encode
+from .resp import encode_many
 
 if TYPE_CHECKING:
     from typing_extensions import Self, TypeVar
@@ -95,11 +95,6 @@ class Command(Generic[T_co]):
         """The command's name in capitals."""
         return command_name(self.args)
 
-    def encode(self) -> list[bytes]:
-        """Return the bytes to send. Raises TypeError or ValueError for an argument of no form."""
-        refuse_stateful(self.args)
-        return [encode(self.args)]
-
     def result(self, replies: Sequence[Any]) -> T_co:
         """Return the value of this command's one reply, or raise its error."""
         reply = replies[0]
@@ -134,7 +129,8 @@ class Batch:
         self.members = tuple(members)
         self.atomic = atomic
         self.raise_errors = raise_errors
-        width = sum(1 if isinstance(member, tuple) else member.width for member in self.members)
+        extra = [member.width - 1 for member in self.members if type(member) is Batch]
+        width = len(self.members) + sum(extra)
         self.width = width + 2 if atomic and width else width
 
     def __iter__(self) -> Generator[Request, Any, list[Any]]:
@@ -150,16 +146,24 @@ class Batch:
         )
         return "+".join(dict.fromkeys(names))
 
-    def encode(self) -> list[bytes]:
-        """Return the bytes of each command, all of them made before the first is sent."""
-        parts: list[bytes] = []
+    def encode(self) -> list[tuple[bytes, int]]:
+        """Return the bytes to send, in portions, all of them made before the first is sent."""
+        return encode_many(self._commands())
+
+    def _commands(self) -> Iterator[tuple[Any, ...]]:
+        atomic = self.atomic and self.members
+        if atomic:
+            yield ("MULTI",)
         for member in self.members:
-            if isinstance(member, tuple):
-                refuse_stateful(member)
-                parts.append(encode(member))
-            else:
-                parts += member.encode()
-        return [_MULTI, *parts, _EXEC] if self.atomic and parts else parts
+            if isinstance(member, Batch):
+                yield from member._commands()  # noqa: SLF001 - the same class
+                continue
+            args = member if isinstance(member, tuple) else member.args
+            if not args or args[0] not in _HARMLESS:
+                refuse_stateful(args)
+            yield args
+        if atomic:
+            yield ("EXEC",)
 
     def result(self, replies: Sequence[Any]) -> list[Any]:
         """Return the values, or raise the first error."""
@@ -169,28 +173,21 @@ class Batch:
         failure: Exception | None = None
         position = 0
         for member in self.members:
-            if isinstance(member, tuple):
-                reply = replies[position]
-                position += 1
-                if isinstance(reply, ReplyError):
-                    reply = reply_error(reply.message, command_name(member), reply.address)
-                    failure = failure or reply
+            reply = replies[position]
+            if isinstance(member, tuple) and not isinstance(reply, ReplyError):
                 values.append(reply)
+                position += 1
                 continue
-            width = member.width
+            op = Command[Any](member) if isinstance(member, tuple) else member
             try:
-                values.append(member.result(replies[position : position + width]))
+                values.append(op.result(replies[position : position + op.width]))
             except Exception as error:  # noqa: BLE001 - it is raised below, or stands in its slot
                 failure = failure or error
                 values.append(error)
-            position += width
+            position += op.width
         if failure is not None and self.raise_errors:
             raise failure
         return values
-
-
-_MULTI = encode(("MULTI",))
-_EXEC = encode(("EXEC",))
 
 
 def _executed(replies: Sequence[Any], batch: Batch) -> Sequence[Any]:
@@ -318,7 +315,7 @@ def as_member(command: Sequence[Any] | Command[Any]) -> Command[Any] | tuple[Any
 
     Raises TypeError for text, whose letters would be taken for arguments.
     """
-    if isinstance(command, Command):
+    if type(command) is tuple or isinstance(command, Command):
         return command
     if isinstance(command, (str, bytes, bytearray)):
         raise TypeError("a command is a sequence of arguments such as ('GET', key), not one text")
@@ -327,17 +324,29 @@ def as_member(command: Sequence[Any] | Command[Any]) -> Command[Any] | tuple[Any
 
 def command_name(args: Sequence[Any]) -> str:
     """Return a command's name in capitals; errors and observers see this, never an argument."""
-    name = args[0] if args else ""
-    return (name.decode(errors="replace") if isinstance(name, bytes) else str(name)).upper()
+    if not args:
+        raise ValueError("a command needs at least its name")
+    name = args[0]
+    if not isinstance(name, (str, bytes)):
+        raise TypeError(f"a command's name is str or bytes, not {type(name).__name__}")
+    return (name.decode(errors="replace") if isinstance(name, bytes) else name).upper()
 
 
 def refuse_stateful(args: Sequence[Any]) -> None:
-    """Raise ValueError for a command that would change what later replies on a connection mean."""
+    """Raise ValueError for a command that would change what later replies on a connection mean.
+
+    A name that passed is remembered as it was written, so that asking again costs one look-up.
+    """
+    if args and args[0] in _HARMLESS:
+        return
     name = command_name(args)
     if name in STATEFUL and (name != "CLIENT" or command_name(args[1:]) in _CLIENT_STATE):
         raise ValueError(f"{name} changes the state of a shared connection; {STATEFUL[name]}")
+    if name not in STATEFUL and len(name) < 32 and len(_HARMLESS) < 1000:
+        _HARMLESS.add(args[0])
 
 
+_HARMLESS: set[Any] = set()
 _BY_URL = "give it to the client, by an option or in the URL"
 _BY_TRANSACTION = "use client.transaction()"
 _NOT_POOLED = "it needs a connection of its own"
@@ -387,6 +396,10 @@ def together(ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> Op[l
                 results = yield Batch(wire, raise_errors=False)
             except RedisError as error:  # the whole write failed: each op learns in its own frame
                 results = [copy.copy(error) for _ in waiting]
+            except (TypeError, ValueError):  # an argument without a form: nothing was sent yet
+                if not _refuse_unsendable(waiting):
+                    raise
+                continue
             for step, result in zip(waiting, results, strict=True):
                 step.resume(result)
     finally:
@@ -421,6 +434,19 @@ class _Step:
             self.request, self.result = None, error
 
 
+def _refuse_unsendable(steps: list[_Step]) -> bool:
+    """Give the ops that ask for what cannot be encoded their errors; return if there are any."""
+    found = False
+    for step in steps:
+        if isinstance(step.request, (Command, Batch)):
+            try:
+                Batch([step.request]).encode()
+            except (TypeError, ValueError) as error:
+                step.resume(error)
+                found = True
+    return found
+
+
 def _resolve(steps: list[_Step]) -> Op[None]:
     """Answer requests that need no server: the clock, and one call for each embedder."""
     embeds: dict[Any, list[_Step]] = {}
@@ -434,6 +460,8 @@ def _resolve(steps: list[_Step]) -> Op[None]:
         texts = [text for step in group for text in step.request.texts]  # type: ignore[union-attr]
         try:
             vectors = yield Embed(texts, call, acall)
+            if len(vectors) != len(texts):
+                raise ValueError(f"the embedder returned {len(vectors)} vectors, not {len(texts)}")
         except Exception as error:  # noqa: BLE001 - each op of the group learns of it
             for step in group:
                 step.resume(error)

@@ -28,7 +28,7 @@ misreads strided buffers. Numpy is never imported here, only recognised when the
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -36,15 +36,21 @@ import hiredis
 
 from ..errors import ProtocolError, reply_error
 
-__all__ = ["NOT_ENOUGH", "Decoder", "Push", "encode"]
+__all__ = ["NOT_ENOUGH", "Decoder", "Push", "encode", "encode_many"]
 
 Push = hiredis.PushNotification
 
 MAX_ARGUMENT: Final = 512 * 1024 * 1024
 """Bytes: `proto-max-bulk-len`, which the server checks only after all of it was sent."""
 
-# One %-template per number of arguments: 1.7 times as fast as hiredis' pack_command.
-_TEMPLATES: Final = tuple(b"*%d\r\n" % n + b"$%d\r\n%b\r\n" * n for n in range(33))
+PORTION: Final = 1 << 20
+"""Bytes: about how much of a pipeline is written before its replies are read, so that neither the
+client nor the server has to hold more than this for the other."""
+
+# Joining ready pieces costs half of formatting each command, and a third of hiredis' pack_command.
+_HEADS: Final = tuple(b"*%d" % n for n in range(33))
+_SIZES: Final = tuple(b"\r\n$%d\r\n" % n for n in range(1024))
+_MANY: Final = 1 << 16  # pieces, of small arguments, that make a portion
 
 
 def encode(args: Sequence[Any]) -> bytes:
@@ -53,7 +59,37 @@ def encode(args: Sequence[Any]) -> bytes:
     Raises TypeError for an argument that has no form on the wire, and ValueError for text that is
     not Unicode, for more than 512 MiB, and for no arguments at all.
     """
-    flat: list[Any] = []
+    pieces: list[Any] = []
+    _add_pieces(pieces, args)
+    return b"".join(pieces)
+
+
+def encode_many(commands: Iterable[Sequence[Any]]) -> list[tuple[bytes, int]]:
+    """Return requests in portions of about 1 MiB, each with its number of commands.
+
+    All are encoded, or none: raises as `encode` does.
+    """
+    portions: list[tuple[bytes, int]] = []
+    pieces: list[Any] = []
+    count = large = 0
+    for args in commands:
+        large += _add_pieces(pieces, args)
+        count += 1
+        if large > PORTION or len(pieces) > _MANY:
+            portions.append((b"".join(pieces), count))
+            pieces.clear()
+            count = large = 0
+    if count:
+        portions.append((b"".join(pieces), count))
+    return portions
+
+
+def _add_pieces(pieces: list[Any], args: Sequence[Any]) -> int:
+    """Add one request's pieces; return how many bytes there are in its large arguments."""
+    width = len(args)
+    large = 0
+    pieces.append(_HEADS[width] if 0 < width < len(_HEADS) else _unusual_head(width))
+    start = len(pieces)
     try:
         for arg in args:
             kind = type(arg)
@@ -61,30 +97,28 @@ def encode(args: Sequence[Any]) -> bytes:
                 arg = arg.encode()  # noqa: PLW2901 - one name is what keeps this loop fast
             elif kind is not bytes:
                 arg = _uncommon(arg)  # noqa: PLW2901
-            flat += (len(arg), arg)
+            size = len(arg)
+            if size < 1024:
+                pieces += (_SIZES[size], arg)
+            else:
+                pieces += (_size(size), arg)
+                large += size
     except (TypeError, ValueError) as error:
-        raise _argument_error(len(flat) // 2, args, error) from None
-    count = len(args)
-    if not 0 < count < len(_TEMPLATES):
-        return _encode_unusual(flat)
-    data = _TEMPLATES[count] % tuple(flat)
-    if len(data) > MAX_ARGUMENT:
-        _check_sizes(flat)
-    return data
+        raise _argument_error((len(pieces) - start) // 2, args, error) from None
+    pieces.append(b"\r\n")
+    return large
 
 
-def _encode_unusual(flat: list[Any]) -> bytes:
-    count = len(flat) // 2
-    if not count:
+def _unusual_head(width: int) -> bytes:
+    if not width:
         raise ValueError("a command needs at least its name")
-    _check_sizes(flat)
-    return b"*%d\r\n" % count + (b"$%d\r\n%b\r\n" * count) % tuple(flat)
+    return b"*%d" % width
 
 
-def _check_sizes(flat: list[Any]) -> None:
-    for position, size in enumerate(flat[::2]):
-        if size > MAX_ARGUMENT:
-            raise ValueError(f"argument {position} has {size} bytes, Redis takes {MAX_ARGUMENT}")
+def _size(size: int) -> bytes:
+    if size > MAX_ARGUMENT:
+        raise ValueError(f"has {size} bytes, Redis takes {MAX_ARGUMENT}")
+    return b"\r\n$%d\r\n" % size
 
 
 def _argument_error(position: int, args: Sequence[Any], error: Exception) -> Exception:
@@ -148,7 +182,7 @@ class Decoder:
     stand, and starts from where the framing was last known.
     """
 
-    __slots__ = ("_header", "_held", "_held_size", "_reader", "_skip", "gets")
+    __slots__ = ("_has_data", "_held", "_held_size", "_position", "_reader", "gets")
 
     HOLD: Final = 1 << 20  # bytes kept for a walk that may never be needed
 
@@ -159,19 +193,16 @@ class Decoder:
             notEnoughData=NOT_ENOUGH,
         )
         self.gets = self._reader.gets
+        self._has_data = self._reader.has_data
         self._held: list[bytes] = []
         self._held_size = 0
-        self._skip = 0
-        self._header = b""
+        self._position = _START
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes from the server; raise ProtocolError on an attribute."""
         self._held.append(data)
-        self._held_size += len(data)
-        if self._held_size > self.HOLD or (
-            b"|" in data and (data[0] == 124 or b"\n|" in data)  # 124 is `|`
-        ):
-            self._walk()
+        if b"|" in data or len(self._held) > 1:
+            self._look(data)
         self._reader.feed(data)
 
     def settled(self) -> bool:
@@ -180,23 +211,29 @@ class Decoder:
         Ask only right after `gets` returned a reply: after NOT_ENOUGH the reader may be in the
         middle of an array with no byte left over.
         """
-        if self._reader.has_data():
+        if self._has_data():
             return False
-        if self._held:
-            self._held.clear()
-            self._held_size = self._skip = 0
-            self._header = b""
+        self._held.clear()
+        self._held_size = 0
+        self._position = _START
         return True
+
+    def _look(self, data: bytes) -> None:
+        """Walk if an attribute may stand in `data`, or if enough is held."""
+        self._held_size += len(data)
+        if self._held_size > self.HOLD or data[0] == _ATTRIBUTE or b"\n|" in data:
+            self._walk()
 
     def _walk(self) -> None:
         """Step over the frames of all held bytes."""
-        data = self._header + b"".join(self._held)
+        skip, header = self._position
+        data = header + b"".join(self._held)
         self._held.clear()
         self._held_size = 0
-        position, size = self._skip, len(data)
+        position, size = skip, len(data)
         while position < size:
-            kind = data[position : position + 1]
-            if kind == b"|":
+            kind = data[position]
+            if kind == _ATTRIBUTE:
                 raise ProtocolError("the server sent an attribute, which nobody asked for")
             end = data.find(b"\r\n", position)
             if end < 0:
@@ -206,5 +243,8 @@ class Decoder:
             except ValueError:
                 break  # hiredis refuses such a header; it says why better than we could
             position = end + 2 + (length + 2 if length >= 0 else 0)
-        self._header = data[position:]
-        self._skip = max(position - size, 0)
+        self._position = (max(position - size, 0), data[position:])
+
+
+_ATTRIBUTE: Final = ord("|")
+_START: Final = (0, b"")  # bytes to skip, and the start of a header line

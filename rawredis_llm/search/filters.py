@@ -1,9 +1,10 @@
 r"""Filters as values: `(Tag("city") == "Paris") & (Numeric("year") > 1990)`.
 
 Every character of a query that a user could have chosen is quoted here and nowhere else. In a tag,
-`{"..."}` with `\` and `"` escaped is exact in dialects 2 to 4 for everything but NUL. In a text,
-punctuation separates words when a document is indexed, so a query is split the same way and each
-word is quoted. A field's name is one of a small alphabet, or refused.
+`{"..."}` with `\` and `"` escaped is exact in dialects 2 to 4 for everything but NUL and a `\` at
+the end, which RediSearch takes for the escape of the quote. In a text, punctuation separates words
+when a document is indexed, so a query is split the same way, and its stop words, which are not
+indexed, are left out. A field's name is one of a small alphabet, or refused.
 """
 
 from __future__ import annotations
@@ -17,9 +18,17 @@ __all__ = ["Filter", "field_name", "number", "tag_value", "words"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPACE: Final = " \t\n\v\f\r"
+_ASCII_MARKS: Final = re.compile(r"([^\w\x80-\U0010ffff])", re.ASCII)
+_CONTROLS: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _SEPARATORS: Final = re.compile(r"[^\w\x80-\U0010ffff]+", re.ASCII)
+STOP_WORDS: Final = frozenset(
+    "a an and are as at be but by for if in into is it no not of on or such that the their"  # noqa: SIM905 - easier to read
+    " then there these they this to was will with".split()
+)
+"""The default list of RediSearch, after its documentation on stop words: none is indexed."""
+
 LONGEST_TAG: Final = 4096  # bytes; RediSearch 2.10 cuts longer ones without a word
-EXACT: Final = 2**53  # whole numbers up to here are themselves as doubles, which are indexed
+EXACT: Final = 2**53  # whole numbers up to here are themselves as doubles, as the index holds
 
 
 class Filter:
@@ -104,12 +113,15 @@ def number(value: Any, field: str) -> str:
 
 
 def words(text: Any, field: str) -> list[str]:
-    """Return the words of a text as the server splits them. Raises ValueError if there is none."""
+    """Return the words of a text as the server splits them, stop words left out.
+
+    Raises ValueError if none is left: the server would match nothing, or in a phrase everything.
+    """
     if not isinstance(text, str):
         raise TypeError(f"text {field!r} takes text, not {type(text).__name__}")
-    found = [word for word in _SEPARATORS.split(text) if word]
+    found = [word for word in _SEPARATORS.split(text) if word and word.lower() not in STOP_WORDS]
     if not found:
-        raise ValueError(f"text {field!r}: there is no word in {text!r}")
+        raise ValueError(f"text {field!r}: no word to search for, apart from stop words")
     return found
 
 
@@ -118,12 +130,19 @@ def tag_filter(field: str, values: Iterable[str]) -> Filter:
     checked = [tag_value(value, field) for value in values]
     if not checked:
         raise ValueError(f"tag {field!r}: no value is given, so nothing could match")
-    quoted = " | ".join(f'"{_escaped(value)}"' for value in checked)
+    quoted = " | ".join(_quoted(value, field) for value in checked)
     return Filter(f"@{field}:{{{quoted}}}", frozenset({(field, "TAG")}))
 
 
-def _escaped(value: str) -> str:
-    return value.replace("\\", "\\\\").replace('"', '\\"')
+def _quoted(value: str, field: str) -> str:
+    if not value.endswith("\\"):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+    if _CONTROLS.search(value):
+        raise ValueError(
+            f"tag {field!r}: a value with control characters may not end in a backslash"
+        )
+    return _ASCII_MARKS.sub(r"\\\1", value)
 
 
 def range_filter(field: str, low: str, high: str) -> Filter:

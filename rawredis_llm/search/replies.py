@@ -107,13 +107,15 @@ def _attribute(reply: Any) -> dict[str, str]:
         flags = reply.get(b"flags", [])
         pairs = {_text(k).lower(): _text(v) for k, v in reply.items() if k != b"flags"}
     else:
-        # RESP2: pairs, then flags such as CASESENSITIVE, each a single word.
-        known = len(reply) - sum(part in _FLAGS for part in reply)
-        pairs = {
-            _text(k).lower(): _text(v)
-            for k, v in zip(reply[:known:2], reply[1:known:2], strict=True)
-        }
-        flags = reply[known:]
+        # RESP2: three pairs that every field has, then pairs and, among them, flags: single words.
+        pairs = {_text(k).lower(): _text(v) for k, v in zip(reply[:6:2], reply[1:6:2], strict=True)}
+        flags = []
+        rest = iter(reply[6:])
+        for part in rest:
+            if part in _FLAGS:
+                flags.append(part)
+            else:
+                pairs[_text(part).lower()] = _text(next(rest, b""))
     return pairs | {_text(flag).lower(): "yes" for flag in flags}
 
 

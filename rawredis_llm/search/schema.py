@@ -84,11 +84,17 @@ class Text(Field):
         return value
 
     def matches(self, text: str) -> Filter:
-        """Return the filter of documents that hold every word, in any order; stop words apart."""
-        return text_filter(self.name, " ".join(f'"{word}"' for word in words(text, self.name)))
+        """Return the filter of documents that hold every word (by its stem), in any order.
+
+        Stop words do not count; a text of nothing else raises ValueError.
+        """
+        return text_filter(self.name, " ".join(words(text, self.name)))
 
     def phrase(self, text: str) -> Filter:
-        """Return the filter of documents that hold these words next to each other."""
+        """Return the filter of documents that hold these very words in this order.
+
+        Nothing but stop words, which are not indexed, may stand between them.
+        """
         return text_filter(self.name, f'"{" ".join(words(text, self.name))}"')
 
     def prefix(self, text: str) -> Filter:
@@ -167,7 +173,11 @@ class Numeric(Field):
     def loaded(self, value: bytes) -> int | float | str | bytes:
         """Return the number, an int if it is whole and was written so."""
         try:
-            return int(value) if value.lstrip(b"-").isdigit() else float(value)
+            return int(value)
+        except ValueError:
+            pass
+        try:
+            return float(value)
         except ValueError:
             return text_or_bytes(value)
 

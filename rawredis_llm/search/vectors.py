@@ -37,11 +37,13 @@ def as_matrix(
     numeric, ValueError naming the first row that is not finite, or, under cosine, is zero.
     """
     matrix = _numbers(vectors, dtype, name)
+    if matrix.shape == (0,):  # what numpy makes of an empty list
+        return matrix.reshape(0, dim or 0)
     if matrix.ndim != 2:
         raise ValueError(f"{name} must have shape (n, dim), not {matrix.shape}")
     if dim is not None and matrix.shape[1] != dim:
         raise ValueError(f"{name} have {matrix.shape[1]} dimensions, the index has {dim}")
-    if matrix.shape[1] == 0:
+    if len(matrix) and matrix.shape[1] == 0:
         raise ValueError(f"{name} have no dimensions")
     _check(matrix, metric, name)
     return matrix
@@ -63,7 +65,9 @@ def as_vector(
         raise ValueError(f"{name} has {len(array)} dimensions, the index has {dim}")
     if len(array) == 0:
         raise ValueError(f"{name} has no dimensions")
-    _check(array[np.newaxis], metric, name)
+    # For one vector a dot product is the cheapest proof; only a doubtful one is looked at closely.
+    if not 0.0 < float(np.vdot(array, array)) < np.inf:
+        _check(array[np.newaxis], metric, name)
     return array
 
 
@@ -113,13 +117,15 @@ def _numbers(values: Any, dtype: str, name: str) -> Array:
 
 def _check(matrix: Array, metric: str, name: str) -> None:
     # A sum of squares that is finite and above zero proves a row good at a tenth of the price of
-    # isfinite(); one that is not (it may only have over- or underflowed) is looked at closely.
+    # isfinite(). The server sums float16 as float32, so half of the numbers must not overflow here.
+    precision = np.result_type(matrix.dtype, np.float32)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        squares = np.einsum("ij,ij->i", matrix, matrix)
+        squares = np.einsum("ij,ij->i", matrix, matrix, dtype=precision)
         suspects = np.flatnonzero(~((squares > 0) & (squares < np.inf)))
     for row in suspects:
         where = f"row {row} of {name}" if len(matrix) > 1 else name
         if not np.isfinite(matrix[row]).all():
             raise ValueError(f"{where} is not finite; Redis would store it and search wrongly")
-        if metric == "cosine" and not matrix[row].any():
-            raise ValueError(f"{where} is zero, which has no cosine distance to anything")
+        if metric == "cosine":
+            size = "zero" if squares[row] == 0 else "infinity"
+            raise ValueError(f"{where} has a length of {size}, and no cosine distance to anything")

@@ -138,7 +138,7 @@ class Client(Runner):
         All are encoded before the first byte leaves, and all replies are read before the first
         error is raised; with `raise_errors=False` errors stand in the list.
         """
-        batch = Batch(map(as_member, commands), raise_errors=raise_errors)
+        batch = Batch([as_member(command) for command in commands], raise_errors=raise_errors)
         return self._batch(batch)
 
     def transaction(self, commands: Iterable[Sequence[Any] | Command[Any]]) -> list[Any]:
@@ -147,7 +147,7 @@ class Client(Runner):
         Raises ExecAbortError if the server refused one and so ran none, and the first error of one
         that failed while the others ran.
         """
-        return self._batch(Batch(map(as_member, commands), atomic=True))
+        return self._batch(Batch([as_member(command) for command in commands], atomic=True))
 
     def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
@@ -185,8 +185,8 @@ class Client(Runner):
         return reply
 
     def _batch(self, batch: Batch) -> list[Any]:
-        parts = batch.encode()
-        if not parts:
+        portions = batch.encode()
+        if not portions:
             return []
         start = monotonic()
         deadline = start + self._timeout
@@ -195,7 +195,7 @@ class Client(Runner):
         try:
             connection = self._pool.acquire(deadline)
             try:
-                replies = connection.exchange(parts, deadline)
+                replies = connection.exchange(portions, deadline)
                 received = connection.received
             finally:
                 self._pool.release(connection)
@@ -205,7 +205,8 @@ class Client(Runner):
             raise
         finally:
             if self._observer is not None:
-                self._observe(batch.name, start, sum(map(len, parts)), received, failure)
+                sent = sum(len(data) for data, _ in portions)
+                self._observe(batch.name, start, sent, received, failure)
         return batch.result(replies)
 
     def _observe(

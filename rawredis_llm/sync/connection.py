@@ -13,7 +13,7 @@ import math
 import select
 import socket
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Final
 
@@ -26,13 +26,12 @@ from ..errors import (
     RedisError,
     ReplyError,
 )
-from ..protocol.resp import NOT_ENOUGH, Decoder, Push, encode
+from ..protocol.resp import NOT_ENOUGH, Decoder, Push, encode_many
 from ..protocol.settings import Settings
 
 __all__ = ["Connection"]
 
 CHUNK: Final = 65536  # bytes a read: the most that hiredis takes at once without slowing down
-PORTION: Final = 1 << 20  # bytes a write: replies are read in between, so neither side fills up
 SLACK: Final = 0.02  # seconds: a socket's timeout is left as it is when it is this near
 
 
@@ -76,7 +75,7 @@ class Connection:
             self._poll = poll.poll
             self._decoder = Decoder(self._address)
             self._gets = self._decoder.gets
-            replies = self.exchange([encode(args) for args in settings.handshake()], limit)
+            replies = self.exchange(encode_many(settings.handshake()), limit)
         except (RedisError, OSError) as error:
             self.close()
             raise self._not_connected(error) from error
@@ -134,16 +133,25 @@ class Connection:
         self.dirty = False
         return reply
 
-    def exchange(self, parts: Sequence[bytes], deadline: float) -> list[Any]:
-        """Send commands in one write (one a MiB); return their replies, errors in their slots."""
+    def exchange(self, portions: Iterable[tuple[bytes, int]], deadline: float) -> list[Any]:
+        """Send each portion in one write, then read its replies; return all, errors in their slots.
+
+        A portion is bytes and the number of commands in them.
+        """
         self.dirty = True
         self.received = 0
         replies: list[Any] = []
+        gets = self._gets
         try:
-            for data, width in _portions(parts):
+            for data, width in portions:
                 self._send(data, deadline)
-                for _ in range(width):
-                    replies.append(self._next(deadline))  # noqa: PERF401 - a comprehension hides the portion
+                end = len(replies) + width
+                while len(replies) < end:
+                    reply = gets()
+                    if reply is NOT_ENOUGH:
+                        self._receive(deadline)
+                    elif type(reply) is not Push:
+                        replies.append(reply)
             if not self._decoder.settled():
                 self._settle()
         except Exception as error:
@@ -226,17 +234,6 @@ class Connection:
             kind = OutcomeUnknownError
             text = f"the connection was lost: {error.strerror or error}"
         return kind(text, address=self._address)
-
-
-def _portions(parts: Sequence[bytes]) -> Iterable[tuple[bytes, int]]:
-    """Join commands to writes of about a MiB; yield each with its number of commands."""
-    start = size = 0
-    for position, part in enumerate(parts):
-        if size and size + len(part) > PORTION:
-            yield b"".join(parts[start:position]), position - start
-            start, size = position, 0
-        size += len(part)
-    yield b"".join(parts[start:]), len(parts) - start
 
 
 def _set_timeout(sock: socket.socket, seconds: float) -> None:
