@@ -344,7 +344,7 @@ class Outcome:
             figures |= {f"{kind}_us": median(values), f"{kind}_us_min": min(values)}
             if rival := self.samples.get(RIVAL):
                 pairs = zip(rival, own, strict=True)
-                figures[f"{kind}_ratio"] = median(r[position] / o[position] for r, o in pairs)
+                figures[f"{kind}_ratio"] = median(o[position] / r[position] for r, o in pairs)
         if floor := self.samples.get(FLOOR):
             pairs = zip(floor, own, strict=True)
             figures["cpu_us_over_floor"] = median((o.cpu - f.cpu) * 1e6 for f, o in pairs)
@@ -536,7 +536,7 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
 LEGEND = f"""\
 Microseconds per operation: median (least) of the rounds. CPU: the client process, user and system.
 Over the floor: CPU beyond the bare socket's, which is what a library can be blamed for.
-Ratio: {RIVAL}'s time divided by the contender's: 2.00 is half of {RIVAL}'s.
+Ratio: the contender's time divided by {RIVAL}'s: 0.50 is half of it.
 In KNN the bare socket stops at the raw reply, {RIVAL} at dicts of text."""
 HEAD = """\
 # What a call costs the client

@@ -25,6 +25,7 @@ URLS: list[tuple[str, Address]] = [
     ("redis://cache.example", Address("cache.example")),
     ("REDIS://Cache.Example", Address("cache.example")),
     ("redis://cache:7000/", Address("cache", 7000)),
+    ("redis://cache:0", Address("cache", 0)),
     ("redis://:7000/2", Address(port=7000, db=2)),
     ("redis:///3", Address(db=3)),
     ("redis://cache?db=4", Address("cache", db=4)),
@@ -197,7 +198,7 @@ def test_no_password_is_shown_when_it_is_a_parameter(make: Callable[..., Any]) -
             },
             (0.5, 0.25, 7, "x", 2),
         ),
-        ("redis://c?timeout=0.5", {"connect_timeout": 3}, (0.5, 3.0, 32, None, 3)),
+        ("redis://c?timeout=0.5", {"connect_timeout": 3}, (0.5, 0.5, 32, None, 3)),
     ],
 )
 def test_options_of_the_url_count_before_parameters(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import enum
 from collections.abc import Callable
 from typing import Any
 
@@ -50,7 +51,7 @@ def uses(client: Any, args: tuple[Any, ...]) -> list[Callable[[], Any]]:
         lambda: client.pipeline([("PING",), args]),
         lambda: client.pipeline([Command(args)]),
         lambda: client.transaction([args]),
-        lambda: client.gather([Command(("PING",)), Command(args)]),
+        lambda: client.gather([Command(args), Command(args)]),
     ]
 
 
@@ -71,15 +72,31 @@ def test_no_command_of_state_is_forgotten() -> None:
 
 @pytest.mark.parametrize("part", ["reply", b"TRACKING", "Caching"])
 def test_only_some_of_client_is_refused(part: str | bytes) -> None:
+    refuse_stateful((b"client", "ID"))
     with pytest.raises(ValueError, match="CLIENT"):
         refuse_stateful((b"client", part, "ON"))
 
 
 @pytest.mark.parametrize(
-    "args", [("CLIENT", "ID"), ("client", b"list"), ("CLIENT",), ("GET", "MULTI"), ("WATCHED",), ()]
+    "args", [("CLIENT", "ID"), ("client", b"list"), ("GET", "MULTI"), (b"get", b"k"), ("WATCHED",)]
 )
-def test_other_commands_pass(args: tuple[Any, ...]) -> None:
-    refuse_stateful(args)
+def test_other_commands_pass_again_and_again(args: tuple[Any, ...]) -> None:
+    for _ in range(3):
+        refuse_stateful(args)
+
+
+@pytest.mark.parametrize("name", [bytearray(b"MULTI"), memoryview(b"MULTI"), ["MULTI"], 5, None])
+def test_a_name_is_text_or_bytes(name: Any) -> None:
+    with pytest.raises(TypeError):
+        refuse_stateful((name, "k"))
+
+
+def test_an_enum_is_refused_by_its_value() -> None:
+    class Verb(str, enum.Enum):
+        BEGIN = "multi"
+
+    with pytest.raises(ValueError, match=r"^MULTI "):
+        refuse_stateful((Verb.BEGIN,))
 
 
 @pytest.mark.parametrize("name", sorted(STATEFUL))

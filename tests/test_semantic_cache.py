@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from counting import cost
 
+from counting import cost
 from rawredis_llm import (
     AsyncClient,
     CacheHit,
     Client,
+    Command,
     EmbeddedServer,
     HashingEmbedder,
     SemanticCache,
@@ -146,6 +147,27 @@ def test_a_distance_that_is_no_number_is_a_miss(redis: Redis) -> None:
     assert redis.do(cache.lookup(at(0))) is None
 
 
+@pytest.mark.parametrize(
+    ("distance", "wanted"), [(b"0.5", "r"), (b"nan", None), (b"-nan", None), (b"2.5", None)]
+)
+def test_only_a_number_within_the_limit_is_a_hit(
+    client: Client, distance: bytes, wanted: str | None
+) -> None:
+    # RediSearch 2.10 leaves NaN out under this filter; an engine that does not is played here.
+    cache = SemanticCache(client, Circle(), max_distance=2)
+    cache.store(at(0), "r")
+    [key] = client.call("KEYS", "*")
+    row = {b"id": key, b"extra_attributes": client.call("HGETALL", key)}
+    row[b"extra_attributes"][b"__distance"] = distance
+    op = iter(cache.plan.lookup("x", vector=vector(0)))
+    search = next(op)
+    assert isinstance(search, Command)
+    op.send(search.value({b"total_results": 1, b"results": [row]}))
+    with pytest.raises(StopIteration) as end:
+        op.send(0.0)  # the time
+    assert answer(end.value.value) == wanted
+
+
 def test_any_text_comes_back_as_it_was(redis: Redis) -> None:
     text = '\0 日本語 🦜 "quotes" \\ {} | @scope:{x} \r\n'
     cache = make(redis, scope=text)
@@ -155,6 +177,16 @@ def test_any_text_comes_back_as_it_was(redis: Redis) -> None:
     assert hit.metadata == {text: text}
     [key] = keys(redis)
     assert text.encode() not in key
+
+
+def test_metadata_cannot_overwrite_what_is_ours(redis: Redis) -> None:
+    cache = make(redis, scope="s")
+    names = ("scope", "model", "vector", "entry", "prompt", "response", "px", "__distance")
+    metadata: dict[str, Any] = dict.fromkeys(names, "theirs")
+    redis.do(cache.store(at(0), "r", "m", metadata=metadata))
+    hit = redis.do(cache.lookup(at(0), "m"))
+    assert (hit.response, hit.prompt, hit.model, hit.ttl) == ("r", at(0), "m", None)
+    assert hit.metadata == metadata
 
 
 # -- apart ---------------------------------------------------------------------------------------
@@ -174,6 +206,9 @@ OWNERS = [
     ("semantic", "", "e", ""),
     ("semantic:x", "", "", "e"),
     ("semantic:s", "", "", "e"),
+    # Keys of the namespace semantic:s lie under the prefix of semantic's index.
+    ("semantic:s", "x", "", "e"),
+    ("semantic", ":sx", "", "e"),
     ("semantic", "x", "", "e"),
     ("s*", "", "", "e"),
 ]
@@ -388,6 +423,17 @@ def test_a_flush_under_the_client_heals(redis: Redis) -> None:
     assert answer(redis.do(cache.lookup(at(0)))) == "again"
 
 
+@pytest.mark.xfail(reason="only a lookup of the same object notices that the index is gone")
+def test_what_is_stored_after_a_flush_is_found(client: Client) -> None:
+    writer, reader = SemanticCache(client, Circle()), SemanticCache(client, Circle())
+    writer.store(at(0), "r")
+    client.call("FLUSHALL")
+    writer.store(at(FAR), "lost?")
+    reader.lookup(at(FAR))
+    writer.store(at(NEAR), "lost for ever?")
+    assert answer(reader.lookup(at(NEAR))) == "lost for ever?"
+
+
 def test_an_index_that_is_there_is_taken(redis: Redis) -> None:
     redis.do(make(redis).store(at(0), "r"))
     other = make(redis, scope="x")
@@ -423,7 +469,6 @@ def test_an_index_of_another_kind_is_refused(
         redis.do(make(redis, **options).store(at(0), "r"))
 
 
-@pytest.mark.xfail(raises=ValueError, reason="the size is learnt from any vector, right or wrong")
 def test_a_wrong_vector_teaches_nothing(client: Client) -> None:
     cache = SemanticCache(client, Circle())
     assert cache.lookup(at(0), vector=[1.0, 2.0]) is None  # no index yet
@@ -595,6 +640,11 @@ def test_a_bad_argument_is_refused_before_any_io(
     ("options", "error"),
     [
         ({"namespace": ""}, ValueError),
+        pytest.param(
+            {"namespace": "a\0b"},
+            ValueError,
+            marks=pytest.mark.xfail(reason="RediSearch cuts keys at the NUL: there is never a hit"),
+        ),
         ({"scope": None}, TypeError),
         ({"max_distance": -1}, ValueError),
         ({"max_distance": math.nan}, ValueError),
@@ -603,7 +653,7 @@ def test_a_bad_argument_is_refused_before_any_io(
         ({"ttl": 0}, ValueError),
         ({"dim": -4}, ValueError),
         ({"dim": 4.0}, TypeError),
-        pytest.param({"dim": 0}, ValueError, marks=pytest.mark.xfail(reason="0 is taken for 1")),
+        ({"dim": 0}, ValueError),
         ({"algorithm": "ivf"}, ValueError),
         ({"dtype": "int7"}, ValueError),
         ({"on_error": "ignore"}, ValueError),

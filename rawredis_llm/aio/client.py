@@ -26,6 +26,7 @@ from ..protocol.operation import (
     Runnable,
     as_member,
     command_name,
+    name_of,
     refuse_stateful,
     together,
 )
@@ -193,7 +194,7 @@ class AsyncClient(AsyncRunner):
     async def _batch(self, batch: Batch) -> list[Any]:
         portions = batch.encode()
         if not portions:
-            return []
+            return batch.result([])
         return batch.result(await self._exchange(portions, batch, self._timeout))
 
     async def _exchange(
@@ -201,24 +202,22 @@ class AsyncClient(AsyncRunner):
     ) -> list[Any]:
         loop = asyncio.get_running_loop()
         start = loop.time()
-        failure: RedisError | None = None
+        failure: BaseException | None = None
         try:
             connection = self._connection
             if connection is None or connection.closed or connection.loop is not loop:
                 connection = await self._reconnect(loop, start + limit)
             replies: list[Any] = await connection.request(portions, start + limit)
-        except RedisError as error:
-            error.command = what.name if isinstance(what, Batch) else command_name(what)
+        except BaseException as error:
+            if isinstance(error, RedisError):
+                error.command = name_of(what)
             failure = error
             raise
         finally:
             if self._observer is not None:
-                self._observer.command(
-                    what.name if isinstance(what, Batch) else command_name(what),
-                    Times(start, loop.time()),
-                    Sizes(sum(len(data) for data, _ in portions), None),
-                    failure,
-                )
+                times = Times(start, loop.time())
+                sizes = Sizes(sum(len(data) for data, _ in portions), None)
+                self._observer.command(name_of(what), times, sizes, failure)
         return replies
 
     async def _reconnect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:

@@ -173,12 +173,16 @@ class Batch:
         failure: Exception | None = None
         position = 0
         for member in self.members:
-            reply = replies[position]
-            if isinstance(member, tuple) and not isinstance(reply, ReplyError):
-                values.append(reply)
-                position += 1
-                continue
-            op = Command[Any](member) if isinstance(member, tuple) else member
+            op: Command[Any] | Batch
+            if isinstance(member, tuple):
+                reply = replies[position]
+                if not isinstance(reply, ReplyError):
+                    values.append(reply)
+                    position += 1
+                    continue
+                op = Command(member)
+            else:
+                op = member
             try:
                 values.append(op.result(replies[position : position + op.width]))
             except Exception as error:  # noqa: BLE001 - it is raised below, or stands in its slot
@@ -330,6 +334,11 @@ def command_name(args: Sequence[Any]) -> str:
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"a command's name is str or bytes, not {type(name).__name__}")
     return (name.decode(errors="replace") if isinstance(name, bytes) else name).upper()
+
+
+def name_of(what: Batch | Sequence[Any]) -> str:
+    """Return the name of what was sent: a batch, or a command's arguments."""
+    return what.name if isinstance(what, Batch) else command_name(what)
 
 
 def refuse_stateful(args: Sequence[Any]) -> None:

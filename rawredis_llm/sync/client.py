@@ -19,6 +19,7 @@ from ..protocol.operation import (
     Runner,
     as_member,
     command_name,
+    name_of,
     refuse_stateful,
     together,
 )
@@ -164,22 +165,19 @@ class Client(Runner):
         refuse_stateful(args)
         data = encode(args)
         start = monotonic()
-        received = 0
         try:
             connection = self._pool.acquire(start + limit)
             try:
                 reply = connection.request(data, start + limit)
-                received = connection.received
             finally:
+                received = connection.received
                 self._pool.release(connection)
-        except RedisError as error:
-            error.command = command_name(args)
-            if self._observer is not None:
-                self._observe(error.command, start, len(data), received, error)
+        except BaseException as error:
+            self._note_failure(error, args, start, len(data))
             raise
         refusal = reply if isinstance(reply, ReplyError) else None
         if self._observer is not None:
-            self._observe(command_name(args), start, len(data), received, refusal)
+            self._observe(args, start, len(data), received, refusal)
         if refusal is not None:
             raise reply_error(reply.message, command_name(args), reply.address)
         return reply
@@ -187,30 +185,41 @@ class Client(Runner):
     def _batch(self, batch: Batch) -> list[Any]:
         portions = batch.encode()
         if not portions:
-            return []
+            return batch.result([])
         start = monotonic()
         deadline = start + self._timeout
-        received = 0
-        failure: RedisError | None = None
+        sent = sum(len(data) for data, _ in portions)
         try:
             connection = self._pool.acquire(deadline)
             try:
                 replies = connection.exchange(portions, deadline)
-                received = connection.received
             finally:
+                received = connection.received
                 self._pool.release(connection)
-        except RedisError as error:
-            error.command = batch.name
-            failure = error
+        except BaseException as error:
+            self._note_failure(error, batch, start, sent)
             raise
-        finally:
-            if self._observer is not None:
-                sent = sum(len(data) for data, _ in portions)
-                self._observe(batch.name, start, sent, received, failure)
+        if self._observer is not None:
+            self._observe(batch, start, sent, received, None)
         return batch.result(replies)
 
+    def _note_failure(
+        self, error: BaseException, what: Batch | Sequence[Any], start: float, sent: int
+    ) -> None:
+        """Say in an error of ours which command it was, and tell the observer of any."""
+        if isinstance(error, RedisError):
+            error.command = name_of(what)
+        if self._observer is not None:
+            self._observe(what, start, sent, 0, error)
+
     def _observe(
-        self, name: str, start: float, sent: int, received: int, error: RedisError | None
+        self,
+        what: Batch | Sequence[Any],
+        start: float,
+        sent: int,
+        received: int,
+        error: BaseException | None,
     ) -> None:
         assert self._observer is not None
-        self._observer.command(name, Times(start, monotonic()), Sizes(sent, received), error)
+        times, sizes = Times(start, monotonic()), Sizes(sent, received)
+        self._observer.command(name_of(what), times, sizes, error)
