@@ -256,9 +256,15 @@ _BY_TEXT: tuple[tuple[str, re.Pattern[str], type[ReplyError]], ...] = (
 )
 
 
+_QUOTED = re.compile(r"(unknown command ['`][^'`]*['`]|unknown subcommand).*", re.DOTALL)
+
+
 def reply_error(text: str, command: str = "", address: str = "") -> ReplyError:
-    """Return the error that stands for a server's error text, less the arguments it may quote."""
-    text = text.split(", with args beginning with", 1)[0]
+    """Return the error that stands for a server's error text.
+
+    Arguments that it quotes when it does not know a command are left out.
+    """
+    text = _QUOTED.sub(r"\1", text)
     kind = _BY_CODE.get(text.split(" ", 1)[0])
     if kind is None:
         kind = next(

@@ -285,3 +285,23 @@ def test_tls_verifies_unless_a_context_says_otherwise() -> None:
     assert default.verify_mode == ssl.CERT_REQUIRED
     assert checked("rediss://c", ssl_context=own).tls() is own
     assert checked("redis://c").tls() is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:/abc+secret@host:6379/0",
+        "redis://:12/secret@h",
+        "redis://:?secret=1@h",
+        "unix://:1?secret=1@/tmp/redis.sock",
+        "redis://ada:hunter#secret@h",
+    ],
+)
+def test_a_password_cut_in_two_is_refused_and_not_quoted(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must be written %2") as caught:
+        parse_url(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_socket_may_have_an_at_sign() -> None:
+    assert parse_url("unix:///tmp/a@b.sock").path == "/tmp/a@b.sock"

@@ -18,7 +18,7 @@ from types import FrameType
 import pytest
 
 from conftest import Redis
-from rawredis_llm import AsyncClient, Client, EmbeddedServer, errors
+from rawredis_llm import AsyncClient, Batch, Client, Command, EmbeddedServer, errors
 
 Script = Callable[[socket.socket], None]
 
@@ -216,6 +216,15 @@ def test_a_server_that_does_not_shake_hands_is_a_connect_error(redis: Redis) -> 
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
         with pytest.raises(errors.ConnectTimeoutError):
             redis.do(redis.connect(url=url, timeout=0.2).call("GET", "k"))
+
+
+def test_an_empty_batch_takes_nobodys_reply(redis: Redis) -> None:
+    redis.do(redis.client.call("SET", "k", "mine"))
+    get = Command[bytes](("GET", "k"))
+    hollow = Batch([Batch([])], atomic=True)
+    gathered = redis.client.gather([hollow, get, Batch([]), Command(("PING",))])
+    assert redis.do(gathered) == [[[]], b"mine", [], b"PONG"]
+    assert redis.do(redis.client.run(Batch([Batch([]), get, Batch([])]))) == [[], b"mine", []]
 
 
 class Interrupt(BaseException):

@@ -70,21 +70,26 @@ def parse_url(url: str) -> Address:
     """
     if not isinstance(url, str):
         raise TypeError(f"url must be a str, not {type(url).__name__}")
+    if "#" in url:
+        raise ValueError("url: a '#' must be written %23")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        raise ValueError("url: host or port is malformed") from None
+        raise ValueError(
+            "url: host or port is malformed; '/' and '?' in a password are %2F, %3F"
+        ) from None
+    # A '/' or '?' cut a password in two; what stands behind it must not be quoted in an error.
+    if "@" in parts.query or ("@" in parts.path and parts.scheme != "unix"):
+        raise ValueError("url: '/', '?' and '@' in a password must be written %2F, %3F and %40")
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError(f"url: scheme must be redis, rediss or unix, not {parts.scheme!r}")
-    if parts.fragment:
-        raise ValueError("url: a '#' must be written %23")
     options = _options(parts.query)
     password = Secret(unquote(parts.password)) if parts.password is not None else None
     username = unquote(parts.username) or None if parts.username is not None else None
     rest = tuple((name, value) for name, value in options.items() if name != "db")
     if parts.scheme == "unix":
-        if parts.hostname or not parts.path:
+        if parts.hostname or port is not None or not parts.path.startswith("/"):
             raise ValueError("url: a unix socket is written unix:///absolute/path.sock")
         return Address(
             host="",

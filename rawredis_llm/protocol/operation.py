@@ -33,7 +33,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, overload
 
-from ..errors import ExecAbortError, RedisError, ReplyError, WatchError, reply_error
+from ..errors import (
+    ExecAbortError,
+    ProtocolError,
+    RedisError,
+    ReplyError,
+    WatchError,
+    reply_error,
+)
 from .resp import encode_many
 
 if TYPE_CHECKING:
@@ -140,10 +147,9 @@ class Batch:
     @property
     def name(self) -> str:
         """The names of its commands, each once, in order: `GET+HSET`."""
-        names = (
-            command_name(member) if isinstance(member, tuple) else member.name
-            for member in self.members
-        )
+        names: list[str] = []
+        for member in self.members:
+            names += name_of(member).split("+") if isinstance(member, Batch) else [name_of(member)]
         return "+".join(dict.fromkeys(names))
 
     def encode(self) -> list[tuple[bytes, int]]:
@@ -151,7 +157,7 @@ class Batch:
         return encode_many(self._commands())
 
     def _commands(self) -> Iterator[tuple[Any, ...]]:
-        atomic = self.atomic and self.members
+        atomic = self.atomic and self.width
         if atomic:
             yield ("MULTI",)
         for member in self.members:
@@ -159,7 +165,7 @@ class Batch:
                 yield from member._commands()  # noqa: SLF001 - the same class
                 continue
             args = member if isinstance(member, tuple) else member.args
-            if not args or args[0] not in _HARMLESS:
+            if not args or type(args[0]) not in _NAMES or args[0] not in _HARMLESS:
                 refuse_stateful(args)
             yield args
         if atomic:
@@ -167,6 +173,8 @@ class Batch:
 
     def result(self, replies: Sequence[Any]) -> list[Any]:
         """Return the values, or raise the first error."""
+        if len(replies) != self.width:  # a fault of ours, which must not become a wrong answer
+            raise ProtocolError(f"{len(replies)} replies to {self.width} commands")
         if self.atomic and replies:
             replies = _executed(replies, self)
         values: list[Any] = []
@@ -321,7 +329,7 @@ def as_member(command: Sequence[Any] | Command[Any]) -> Command[Any] | tuple[Any
     """
     if type(command) is tuple or isinstance(command, Command):
         return command
-    if isinstance(command, (str, bytes, bytearray)):
+    if isinstance(command, (str, bytes, bytearray, memoryview, dict)):
         raise TypeError("a command is a sequence of arguments such as ('GET', key), not one text")
     return tuple(command)
 
@@ -336,9 +344,9 @@ def command_name(args: Sequence[Any]) -> str:
     return (name.decode(errors="replace") if isinstance(name, bytes) else name).upper()
 
 
-def name_of(what: Batch | Sequence[Any]) -> str:
-    """Return the name of what was sent: a batch, or a command's arguments."""
-    return what.name if isinstance(what, Batch) else command_name(what)
+def name_of(what: Batch | Command[Any] | Sequence[Any]) -> str:
+    """Return the name of what was sent: a batch, a command, or a command's arguments."""
+    return what.name if isinstance(what, (Batch, Command)) else command_name(what)
 
 
 def refuse_stateful(args: Sequence[Any]) -> None:
@@ -346,16 +354,15 @@ def refuse_stateful(args: Sequence[Any]) -> None:
 
     A name that passed is remembered as it was written, so that asking again costs one look-up.
     """
-    if args and args[0] in _HARMLESS:
-        return
     name = command_name(args)
-    if name in STATEFUL and (name != "CLIENT" or command_name(args[1:]) in _CLIENT_STATE):
+    if name in STATEFUL and (name != "CLIENT" or command_name([*args[1:2], ""]) in _CLIENT_STATE):
         raise ValueError(f"{name} changes the state of a shared connection; {STATEFUL[name]}")
     if name not in STATEFUL and len(name) < 32 and len(_HARMLESS) < 1000:
         _HARMLESS.add(args[0])
 
 
-_HARMLESS: set[Any] = set()
+_HARMLESS: set[str | bytes] = set()
+_NAMES: set[type] = {str, bytes}
 _BY_URL = "give it to the client, by an option or in the URL"
 _BY_TRANSACTION = "use client.transaction()"
 _NOT_POOLED = "it needs a connection of its own"
@@ -473,7 +480,7 @@ def _resolve(steps: list[_Step]) -> Op[None]:
                 raise ValueError(f"the embedder returned {len(vectors)} vectors, not {len(texts)}")
         except Exception as error:  # noqa: BLE001 - each op of the group learns of it
             for step in group:
-                step.resume(error)
+                step.resume(copy.copy(error))  # each raises one of its own
             continue
         start = 0
         for step in group:
@@ -487,14 +494,16 @@ def watched(op: Runnable[T], see: Callable[[Request], None]) -> Op[T]:
     inner = iter(op)
     step: Callable[[Any], Request] = inner.send
     value: Any = None
-    while True:
-        try:
+    try:
+        while True:
             request = step(value)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]  # the op's own result
-        see(request)
-        try:
-            value = yield request
-            step = inner.send
-        except Exception as error:  # noqa: BLE001 - thrown on into the op
-            value, step = error, inner.throw
+            see(request)
+            try:
+                value = yield request
+                step = inner.send
+            except Exception as error:  # noqa: BLE001 - thrown on into the op
+                value, step = error, inner.throw
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # the op's own result
+    finally:
+        inner.close()

@@ -50,7 +50,7 @@ client nor the server has to hold more than this for the other."""
 # Joining ready pieces costs half of formatting each command, and a third of hiredis' pack_command.
 _HEADS: Final = tuple(b"*%d" % n for n in range(33))
 _SIZES: Final = tuple(b"\r\n$%d\r\n" % n for n in range(1024))
-_MANY: Final = 1 << 16  # pieces, of small arguments, that make a portion
+_MANY: Final = 1 << 13  # pieces that make a portion, if each is small: 1,024 SETs, 4 MiB at most
 
 
 def encode(args: Sequence[Any]) -> bytes:
@@ -144,7 +144,8 @@ def _uncommon(arg: Any) -> bytes | memoryview:
         return bytes(arg)
     numpy = sys.modules.get("numpy")
     if numpy is not None and isinstance(arg, numpy.generic):
-        if isinstance(arg, numpy.number) and isinstance(plain := arg.item(), (int, float)):
+        plain = arg.item() if isinstance(arg, numpy.number) else None
+        if isinstance(plain, (int, float)) and not isinstance(arg, numpy.timedelta64):
             return _uncommon(plain)
         raise TypeError("has no form in Redis; convert it to bytes, str, int or float")
     if numpy is not None and isinstance(arg, numpy.ndarray) and arg.dtype.hasobject:
@@ -221,7 +222,7 @@ class Decoder:
     def _look(self, data: bytes) -> None:
         """Walk if an attribute may stand in `data`, or if enough is held."""
         self._held_size += len(data)
-        if self._held_size > self.HOLD or data[0] == _ATTRIBUTE or b"\n|" in data:
+        if self._held_size > self.HOLD or data.startswith(b"|") or b"\n|" in data:
             self._walk()
 
     def _walk(self) -> None:

@@ -102,6 +102,8 @@ def make_settings(
                 ),
             }
         )
+    if address.username is not None and address.password is None:
+        raise ValueError("username: a user needs a password")
     if ssl_context is not None and not address.tls:
         raise ValueError("ssl_context: only a rediss:// URL connects by TLS")
     limit = seconds("timeout", _number("timeout", options, timeout))
@@ -110,7 +112,7 @@ def make_settings(
     if level not in (2, 3):
         raise ValueError(f"protocol must be 2 or 3, not {level!r}")
     most = _number("max_connections", options, max_connections)
-    if isinstance(most, bool) or most != int(most or 0) or most < 1:
+    if isinstance(most, bool) or not isinstance(most, (int, float)) or most not in range(1, 2**20):
         raise ValueError(f"max_connections must be a whole number above 0, not {most!r}")
     name = options.get("client_name", client_name)
     if name is not None and (not _text("client_name", name) or not _is_client_name(name)):
@@ -135,7 +137,10 @@ def seconds(name: str, value: float | None) -> float:
         raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
     if not value > 0:
         raise ValueError(f"{name} must be above 0 seconds, not {value}")
-    return float(value)
+    return math.inf if value > _CENTURY else float(value)
+
+
+_CENTURY = 3.2e9  # seconds; longer limits are none, and the kernel could not hold them
 
 
 def _number(name: str, options: dict[str, str], value: Any) -> Any:
