@@ -68,7 +68,8 @@ class Script(Runner):
         if isinstance(request, (Embed, Now)):
             return reply
         Batch([request]).encode()  # as a client does first: it raises for what cannot be sent
-        return request.result(reply if isinstance(request, Batch) else [reply])
+        replies: list[Any] = reply if isinstance(request, Batch) else [reply]
+        return request.result(replies)
 
 
 def get(*keys: Any) -> Op[list[Any]]:

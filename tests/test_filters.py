@@ -269,7 +269,10 @@ def test_numbers_compare_as_pythons_do(
 @given(text=TEXT)
 @SERVED
 def test_a_text_is_found_by_its_own_words(shelf: Index, text: str) -> None:
-    assume("\\" not in text)  # it escapes what follows it, where a document is indexed
+    # Where a document is indexed, a backslash or a control character joins what stands around it.
+    assume(not re.search(r"[\x00-\x08\x0a-\x1f\x7f\\]", text))
+    assume(all(len(word.encode()) <= 128 for word in text.split()))  # longer ones are cut
+    text = text.lower()  # see test_a_word_that_looks_like_a_number_is_a_word
     text = f"zebra {text} zebra"  # so that there is a word that is no stop word
     shelf.create(exist_ok=True)
     try:
@@ -381,6 +384,14 @@ def test_words_mean_the_same_in_a_count_and_in_a_search(index: Index) -> None:
     load(index, "body", list(WORDS))
     condition = body.matches("cats")
     assert index.count(condition) == len(index.search(ONE[0], filter=condition).rows)
+
+
+@pytest.mark.xfail(reason="a word without quotes is lexed, and a number keeps its capitals")
+@pytest.mark.parametrize("word", ["INF", "Inf", "1E5"])
+def test_a_word_that_looks_like_a_number_is_a_word(index: Index, word: str) -> None:
+    load(index, "body", [f"zebra {word}"])
+    assert found(index, body.phrase(word)) == {"0"}
+    assert found(index, body.matches(word)) == {"0"}
 
 
 @pytest.mark.xfail(raises=ValueError, reason="a stop word is refused as a prefix, too")
