@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import weakref
 import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -56,8 +57,13 @@ def _one_each(vectors: Any, texts: list[str]) -> Any:
     return vectors
 
 
+# The one form of each embedder in use, by its id: it holds the embedder, so ids stay unique; and
+# what one embedder is asked for in one `gather` is one call, whoever asks.
+_made: weakref.WeakValueDictionary[int, Embedder] = weakref.WeakValueDictionary()
+
+
 def as_embedder(embedder: Any) -> Embedder:
-    """Return any embedder in the one form.
+    """Return any embedder in the one form, the same one each time.
 
     Takes a callable `list[str] -> (n, dim) array-like`, plain or async, and objects with
     `embed_documents(list)` and `embed_query(text)` (and `aembed_...`, if they have them). Raises
@@ -65,6 +71,13 @@ def as_embedder(embedder: Any) -> Embedder:
     """
     if isinstance(embedder, Embedder):
         return embedder
+    made = _made.get(id(embedder))
+    if made is None:
+        made = _made[id(embedder)] = _make(embedder)
+    return made
+
+
+def _make(embedder: Any) -> Embedder:
     if hasattr(embedder, "embed_documents") and hasattr(embedder, "embed_query"):
         return _from_object(embedder)
     if not callable(embedder):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import UnexpectedReplyError
-from .keys import from_json, milliseconds, require_text, to_json
+from .keys import from_json, key_segment, milliseconds, require_text, to_json
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Command, Op, Plan, operation
 from .search.schema import whole_number
@@ -55,7 +55,7 @@ class ChatHistory(Bound[C_co]):
         if not require_text("session", session, empty=True):
             raise ValueError("session must not be empty")
         self.session = session
-        self.key = f"{namespace}:{session.replace('%', '%25').replace(':', '%3A')}"
+        self.key = f"{namespace}:{key_segment(session)}"
         self._px = milliseconds("ttl", ttl)
         self._most = None if max_messages is None else whole_number("max_messages", max_messages)
 

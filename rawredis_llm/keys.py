@@ -22,6 +22,8 @@ __all__ = [
     "distance_limit",
     "escape_glob",
     "from_json",
+    "indexed_key_part",
+    "key_segment",
     "milliseconds",
     "pages",
     "require_text",
@@ -55,6 +57,18 @@ def require_text(name: str, value: Any, *, empty: bool = False) -> str:
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} is not valid Unicode: {error.reason}") from None
     return value
+
+
+def indexed_key_part(name: str, value: Any) -> str:
+    """Return text for a key of an index; RediSearch cuts it at a NUL and shows another document."""
+    if "\0" in require_text(name, value):
+        raise ValueError(f"{name} must not hold a NUL")
+    return str(value)
+
+
+def key_segment(text: str) -> str:
+    """Return text with `:` and `%` percent-encoded: a part of a key that ends at the next `:`."""
+    return text.replace("%", "%25").replace(":", "%3A")
 
 
 def milliseconds(name: str, ttl: float | None) -> int | None:

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 from .embedding import as_embedder
-from .errors import IndexNotFoundError
+from .errors import IndexExistsError, IndexNotFoundError
 from .keys import clear_matching, digest, escape_glob, from_json, require_text, to_json
-from .protocol.operation import Bound, C_co, Now, Op, Plan, operation
+from .protocol.operation import Bound, C_co, Now, Op, Plan, operation, together
 from .retriever import Document
-from .search.query import ensure_index
+from .search.query import create_index, ensure_index
 from .search.schema import Tag, Vector, whole_number
 from .vector_index import Row, VectorIndex
 
@@ -39,8 +39,8 @@ class VectorMemory(Bound[C_co]):
     @overload
     def __init__(self, index_or_client: C_co, embedder: Any, *, scope: str, k: int = 4) -> None: ...
     def __init__(self, index_or_client: Any, embedder: Any, *, scope: str, k: int = 4) -> None:
-        self._scope = digest("memory", require_text("scope", scope))
         self._embedder = as_embedder(embedder)
+        self._scope = digest("memory", require_text("scope", scope), self._embedder.fingerprint)
         self._k = whole_number("k", k)
         self._index: list[VectorIndex[Plan]] = []  # a list, so that copies bound to a plan share it
         self._ready: list[bool] = []
@@ -76,7 +76,13 @@ class VectorMemory(Bound[C_co]):
             self._ready.append(True)
         identity = f"{self._scope}:{digest(data)}"
         fields = {"scope": self._scope, "text": text, "turn": data, "created": (yield from Now())}
-        yield from index.load([identity], vectors, [fields])
+        write = index.load([identity], vectors, [fields])
+        # In the same write, because somebody may have flushed: what is not indexed is not found.
+        again = create_index(index.name, (index.prefix,), index.schema)
+        outcomes = yield from together([again, write], raise_errors=False)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception) and not isinstance(outcome, IndexExistsError):
+                raise outcome
         return identity
 
     @operation

@@ -13,20 +13,21 @@ from typing import Any
 
 from .cache import TROUBLE, CacheHit, check_policy, forgiven, hit_of
 from .embedding import as_embedder
-from .errors import IndexNotFoundError, UnexpectedReplyError
+from .errors import IndexExistsError, IndexNotFoundError, UnexpectedReplyError
 from .keys import (
     clear_matching,
     digest,
     distance_limit,
     escape_glob,
     from_json,
+    indexed_key_part,
     milliseconds,
     require_text,
     to_json,
 )
 from .protocol import commands
-from .protocol.operation import Batch, Bound, C_co, Now, Op, Plan, operation
-from .search.query import DISTANCE, drop_index, ensure_index, knn
+from .protocol.operation import Batch, Bound, C_co, Command, Now, Op, Plan, operation
+from .search.query import DISTANCE, create_index, drop_index, ensure_index, knn
 from .search.replies import SearchReply
 from .search.schema import Schema, Tag, Vector
 from .search.vectors import as_vector, similarity
@@ -70,7 +71,7 @@ class SemanticCache(Bound[C_co]):
     ) -> None:
         self.client = client
         self._embedder = as_embedder(embedder)
-        self._namespace = require_text("namespace", namespace)
+        self._namespace = indexed_key_part("namespace", namespace)
         self._scope = require_text("scope", scope, empty=True)
         self._max_distance = distance_limit("max_distance", max_distance)
         self._ttl = milliseconds("ttl", ttl)
@@ -107,8 +108,8 @@ class SemanticCache(Bound[C_co]):
             if max_distance is None
             else distance_limit("max_distance", max_distance)
         )
-        query = yield from self._vector(prompt, vector)
         tag = self._model_tag(model)
+        query = yield from self._vector(prompt, vector)
         try:
             nearest = yield from knn(
                 self._index,
@@ -152,25 +153,34 @@ class SemanticCache(Bound[C_co]):
         px = self._ttl if ttl is None else milliseconds("ttl", ttl)
         if not isinstance(metadata, (dict, type(None))):
             raise TypeError(f"metadata must be a dict or None, not {type(metadata).__name__}")
+        to_json("metadata", metadata)
         tag = self._model_tag(model)
         identity = digest(self._owner, tag, prompt)
+        key = self._prefix + identity
         blob = yield from self._vector(prompt, vector)
         entry: dict[str, Any] = {"model": model, "prompt": prompt, "response": response, "px": px}
         entry |= {"created": (yield from Now()), "metadata": metadata or {}}
         fields = {"scope": self._owner, "model": tag, "vector": blob}
         fields["entry"] = to_json("metadata", entry)
-        key = self._prefix + identity
-        expiry = [] if px is None else [commands.pexpire(key, px)]
+        write = [commands.delete(key), commands.hset(key, fields)]
+        if px is not None:
+            write.append(commands.pexpire(key, px))
         try:
-            if not self._known.created:
-                yield from ensure_index(self._index, (self._all,), self._schema(len(blob)))
-                self._known.created, self._known.dim = True, len(blob)
-            yield from Batch(
-                [commands.delete(key), commands.hset(key, fields), *expiry], atomic=True
-            )
+            yield from self._write(write, self._schema(len(blob)))
         except TROUBLE as error:
             forgiven(error, self._on_error)
         return identity
+
+    def _write(self, write: list[Command[int]], schema: Schema) -> Op[None]:
+        """Write an entry, and see to it that there is an index to find it by."""
+        if not self._known.created:
+            yield from ensure_index(self._index, (self._all,), schema)
+            self._known.created, self._known.dim = True, schema.vector.dim
+        # Again in the same write, because somebody may have flushed meanwhile.
+        create = create_index(self._index, (self._all,), schema)
+        for outcome in (yield from Batch([create, Batch(write, atomic=True)], raise_errors=False)):
+            if isinstance(outcome, Exception) and not isinstance(outcome, IndexExistsError):
+                raise outcome
 
     @operation
     def delete(self, id: str) -> Op[bool]:  # noqa: A002 - the API's own name

@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from .errors import IndexNotFoundError, UnexpectedReplyError
-from .keys import milliseconds, require_text
+from .keys import indexed_key_part, key_segment, milliseconds, require_text
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Command, Op, Plan, operation
 from .search import query
@@ -42,7 +44,7 @@ class Row:
 
 @dataclass(slots=True)
 class SearchResult:
-    """Rows, nearest first. `total` is how many the search found before paging.
+    """Rows, nearest first. `total` is how many were found before `offset` was cut off.
 
     `partial` is True if the server said that it could not look at everything; why is in `warnings`.
     Over RESP2 a server says nothing.
@@ -57,20 +59,23 @@ class SearchResult:
 class VectorIndex(Bound[C_co]):
     """An index of the given fields, one of them a `Vector`, over hashes under `prefix`.
 
-    `prefix` is `name:` by default. Creating the object does no I/O; `create()` creates the index.
+    `prefix` is `name:` by default (a `:` in the name is percent-encoded, so that the documents of
+    "trips:old" are not also those of "trips"). Creating the object does no I/O; `create()` does.
     """
 
     def __init__(
         self, client: C_co, name: str, fields: Sequence[Field], *, prefix: str | None = None
     ) -> None:
         self.client = client
-        self.name = _key_part("name", name)
+        self.name = indexed_key_part("name", name)
         self.schema = Schema(fields)
         self._vector_key = self.schema.vector.name.encode()
         self._loaders = {
             field.name.encode(): (field.name, field.loaded) for field in self.schema.fields.values()
         }
-        self.prefix = f"{name}:" if prefix is None else _key_part("prefix", prefix)
+        self.prefix = f"{key_segment(name)}:"
+        if prefix is not None:
+            self.prefix = indexed_key_part("prefix", prefix)
 
     @property
     def plan(self) -> VectorIndex[Plan]:
@@ -224,7 +229,9 @@ class VectorIndex(Bound[C_co]):
     def _ids(self, ids: Sequence[str | int], *, repeated: bool = False) -> list[str]:
         if isinstance(ids, (str, bytes)):
             raise TypeError("ids must be a list of ids, not one id")
-        names = [str(i) if type(i) is int else _key_part("ids", i) for i in ids]
+        names = [
+            indexed_key_part("ids", i if isinstance(i, (str, bool)) else _whole(i)) for i in ids
+        ]
         if not repeated and len(set(names)) != len(names):
             twice = next(name for i, name in enumerate(names) if name in names[:i])
             raise ValueError(f"ids: {twice!r} is given twice, one document would be lost")
@@ -233,24 +240,34 @@ class VectorIndex(Bound[C_co]):
     def _rows(self, fields: Any, total: int) -> list[list[Any]]:
         """Return each document's fields as HSET arguments."""
         rows: list[list[Any]] = [[] for _ in range(total)]
-        if fields is None:
-            return rows
         if isinstance(fields, Mapping):
-            for name, column in fields.items():
-                if isinstance(column, (str, bytes)) or len(column) != total:
-                    raise ValueError(f"field {name!r}: a column needs one value per id ({total})")
-                stored = self._storing(name)
-                for row, value in zip(rows, column, strict=True):
-                    if value is not None:
-                        row.extend((name, stored(value)))
-            return rows
-        if len(fields) != total:
-            raise ValueError(f"fields: {len(fields)} documents, but {total} ids")
-        for row, document in zip(rows, fields, strict=True):
+            self._add_columns(rows, fields)
+        elif fields is not None:
+            self._add_documents(rows, fields)
+        return rows
+
+    def _add_columns(self, rows: list[list[Any]], columns: Mapping[str, Any]) -> None:
+        for name, column in columns.items():
+            if isinstance(column, (str, bytes)) or not hasattr(column, "__len__"):
+                raise TypeError(f"field {name!r}: a column is a list or an array")
+            if len(column) != len(rows):
+                raise ValueError(f"field {name!r}: {len(column)} values, but {len(rows)} ids")
+            stored = self._storing(name)
+            for row, value in zip(rows, column, strict=True):
+                if value is not None:
+                    row.extend((name, stored(value)))
+
+    def _add_documents(self, rows: list[list[Any]], documents: Any) -> None:
+        if not isinstance(documents, Sequence) or isinstance(documents, (str, bytes)):
+            raise TypeError("fields must be a dict of columns or a list of dicts")
+        if len(documents) != len(rows):
+            raise ValueError(f"fields: {len(documents)} documents, but {len(rows)} ids")
+        for row, document in zip(rows, documents, strict=True):
+            if not isinstance(document, Mapping):
+                raise TypeError(f"fields: a document is a dict, not {type(document).__name__}")
             for name, value in document.items():
                 if value is not None:
                     row.extend((name, self._storing(name)(value)))
-        return rows
 
     def _storing(self, name: str) -> Callable[[Any], Any]:
         field = self.schema.fields.get(require_text("fields", name))
@@ -266,6 +283,8 @@ class VectorIndex(Bound[C_co]):
         for key, value in found.items():
             if key == self._vector_key:
                 array = from_blob(value, vector.dtype)
+                if len(array) != vector.dim:
+                    raise UnexpectedReplyError(f"{name!r} holds a vector of {len(array)} numbers")
             elif key == _DISTANCE:
                 pass
             elif key in loaders:
@@ -300,15 +319,15 @@ def _nearness(row: tuple[float, bytes, dict[bytes, bytes]]) -> float:
     return math.inf if math.isnan(row[0]) else row[0]
 
 
-def _key_part(name: str, value: Any) -> str:
-    """Return text for a key: RediSearch cuts it at a NUL, and would show another document."""
-    if "\0" in require_text(name, value):
-        raise ValueError(f"{name} must not hold a NUL")
-    return str(value)
+def _whole(id_: Any) -> Any:
+    """Return a whole number as text, anything else as it is."""
+    return str(int(id_)) if isinstance(id_, (int, np.integer)) else id_
 
 
 def _unindexed(name: str, value: Any) -> Any:
     """Return a value that is only stored; what has no form on the wire is refused by its name."""
+    if isinstance(value, np.number):
+        value = value.item()
     if isinstance(value, bool) or not isinstance(value, (str, bytes, int, float)):
         raise TypeError(f"field {name!r} takes text, bytes or a number, not {type(value).__name__}")
     return value

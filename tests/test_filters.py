@@ -50,12 +50,12 @@ WRITTEN: list[tuple[Filter, str]] = [
     (year == np.int64(7), "@year:[7 7]"),
     (year == np.float32(0.5), "@year:[0.5 0.5]"),
     (year == 2**53, "@year:[9007199254740992 9007199254740992]"),
-    (body.matches("hello, world!"), "@body:(hello world)"),
-    (body.matches("The cat, is it IN?"), "@body:(cat)"),
+    (body.matches("hello, world!"), '@body:("hello" "world")'),
+    (body.matches("The cat, is it IN?"), '@body:("cat")'),
     (body.phrase("the cat is in"), '@body:("cat")'),
     (body.phrase("hello, world!"), '@body:("hello world")'),
     (body.prefix("hel"), "@body:(hel*)"),
-    (body.matches("foo_bar é日本"), "@body:(foo_bar é日本)"),
+    (body.matches("foo_bar é日本"), '@body:("foo_bar" "é日本")'),
     ((color == "a") & (year > 1), '(@color:{"a"} @year:[(1 +inf])'),
     ((color == "a") | (year > 1), '(@color:{"a"} | @year:[(1 +inf])'),
     (~(color == "a"), '(-@color:{"a"})'),
@@ -208,7 +208,7 @@ def is_tag(text: str) -> bool:
 
 CONTROL = re.compile("[\x01-\x08\x0e-\x1f\x7f]")
 TAGS = TEXT.filter(is_tag)
-SERVED = settings(deadline=None, database=None, max_examples=5000)
+SERVED = settings(deadline=None, database=None, max_examples=300)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ def test_numbers_compare_as_pythons_do(
 def test_a_text_is_found_by_its_own_words(shelf: Index, text: str) -> None:
     # Where a document is indexed, a backslash or a control character joins what stands around it.
     assume(not re.search(r"[\x00-\x08\x0a-\x1f\x7f\\]", text))
-    assume(all(len(word.encode()) <= 128 for word in text.split()))  # longer ones are cut
+    assume(len(text.encode()) <= 128)  # longer words are cut
     text = text.lower()  # see test_a_word_that_looks_like_a_number_is_a_word
     text = f"zebra {text} zebra"  # so that there is a word that is no stop word
     shelf.create(exist_ok=True)
@@ -379,14 +379,12 @@ def test_words_are_found_as_the_server_splits_them(
     assert found(index, condition) == wanted
 
 
-@pytest.mark.xfail(reason="RediSearch expands stems in a search, not in the filter of a KNN")
 def test_words_mean_the_same_in_a_count_and_in_a_search(index: Index) -> None:
     load(index, "body", list(WORDS))
     condition = body.matches("cats")
     assert index.count(condition) == len(index.search(ONE[0], filter=condition).rows)
 
 
-@pytest.mark.xfail(reason="a word without quotes is lexed, and a number keeps its capitals")
 @pytest.mark.parametrize("word", ["INF", "Inf", "1E5"])
 def test_a_word_that_looks_like_a_number_is_a_word(index: Index, word: str) -> None:
     load(index, "body", [f"zebra {word}"])
@@ -394,7 +392,6 @@ def test_a_word_that_looks_like_a_number_is_a_word(index: Index, word: str) -> N
     assert found(index, body.matches(word)) == {"0"}
 
 
-@pytest.mark.xfail(raises=ValueError, reason="a stop word is refused as a prefix, too")
 @pytest.mark.parametrize("prefix", ["in", "to", "for"])
 def test_a_stop_word_may_begin_others(index: Index, prefix: str) -> None:
     load(index, "body", ["india", "total", "forest"])

@@ -165,6 +165,7 @@ def test_writes_of_many_steps_walk_together(redis: Redis, app: Application) -> N
         "DEL": 6,
         "HSET": 6,
         "XADD": 2,
+        "FT.CREATE": 6,
     }
     assert [redis.do(app.exact.lookup(f"p{i}")).response for i in range(5)] == [
         f"r{i}" for i in range(5)

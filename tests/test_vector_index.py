@@ -616,8 +616,8 @@ BAD_CALLS: list[tuple[type[Exception], str, Use]] = [
     (TypeError, "real numbers", loading(AB, [["1"] * DIM] * 2)),
     (TypeError, "real numbers, not object", loading(AB, None)),
     # fields
-    (ValueError, "'year': a column needs one value per id", loading(AB, GOOD, {"year": [1]})),
-    (ValueError, "'color': a column needs one value", loading(AB, GOOD, {"color": "ab"})),
+    (ValueError, "'year': 1 values, but 2 ids", loading(AB, GOOD, {"year": [1]})),
+    (TypeError, "'color': a column is a list", loading(AB, GOOD, {"color": "ab"})),
     (ValueError, "1 documents, but 2 ids", loading(AB, GOOD, [{"year": 1}])),
     (ValueError, "'vec' is the vector", loading(AB, GOOD, {"vec": [b"", b""]})),
     (TypeError, "tag 'color' takes text", loading(AB, GOOD, {"color": ["red", 5]})),

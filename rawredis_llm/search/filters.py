@@ -14,7 +14,17 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
-__all__ = ["Filter", "field_name", "number", "tag_value", "words"]
+__all__ = [
+    "Filter",
+    "field_name",
+    "number",
+    "range_filter",
+    "split_words",
+    "tag_filter",
+    "tag_value",
+    "text_filter",
+    "words",
+]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPACE: Final = " \t\n\v\f\r"
@@ -119,10 +129,15 @@ def words(text: Any, field: str) -> list[str]:
     """
     if not isinstance(text, str):
         raise TypeError(f"text {field!r} takes text, not {type(text).__name__}")
-    found = [word for word in _SEPARATORS.split(text) if word and word.lower() not in STOP_WORDS]
+    found = [word for word in split_words(text) if word.lower() not in STOP_WORDS]
     if not found:
         raise ValueError(f"text {field!r}: no word to search for, apart from stop words")
     return found
+
+
+def split_words(text: str) -> list[str]:
+    """Return the words of a text, stop words too."""
+    return [word for word in _SEPARATORS.split(text) if word]
 
 
 def tag_filter(field: str, values: Iterable[str]) -> Filter:

@@ -17,6 +17,7 @@ from .filters import (
     field_name,
     number,
     range_filter,
+    split_words,
     tag_filter,
     tag_value,
     text_filter,
@@ -63,7 +64,11 @@ def text_or_bytes(value: bytes) -> str | bytes:
 
 
 class Text(Field):
-    """Words to search. `weight` multiplies their score (default 1)."""
+    r"""Words to search. `weight` multiplies their score (default 1).
+
+    RediSearch does not split words at line breaks or other control characters ("a\nb" is the one
+    word "ab"), and does not find words of more than 128 bytes.
+    """
 
     kind = "TEXT"
 
@@ -77,6 +82,10 @@ class Text(Field):
         """Return the field's part of FT.CREATE."""
         return [self.name, "TEXT", *(() if self.weight == 1 else ("WEIGHT", repr(self.weight)))]
 
+    def described(self) -> dict[str, str]:
+        """Return what FT.INFO must say of it, in lower case."""
+        return {"type": "text", "weight": repr(self.weight)}
+
     def stored(self, value: Any) -> str:
         """Return text unchanged."""
         if not isinstance(value, str):
@@ -84,11 +93,13 @@ class Text(Field):
         return value
 
     def matches(self, text: str) -> Filter:
-        """Return the filter of documents that hold every word (by its stem), in any order.
+        """Return the filter of documents that hold every one of these very words, in any order.
 
         Stop words do not count; a text of nothing else raises ValueError.
         """
-        return text_filter(self.name, " ".join(words(text, self.name)))
+        # Quoted, because an unquoted INF or 1E5 is read as a number, and stems are expanded in a
+        # plain search but not in the pre-filter of a KNN.
+        return text_filter(self.name, " ".join(f'"{word}"' for word in words(text, self.name)))
 
     def phrase(self, text: str) -> Filter:
         """Return the filter of documents that hold these very words in this order.
@@ -99,8 +110,7 @@ class Text(Field):
 
     def prefix(self, text: str) -> Filter:
         """Return the filter of documents with a word that begins so (two letters at least)."""
-        found = words(text, self.name)
-        if found != [text] or len(text) < 2:
+        if not isinstance(text, str) or split_words(text) != [text] or len(text) < 2:
             raise ValueError(f"text {self.name!r}: a prefix is one word of two letters or more")
         return text_filter(self.name, f"{text}*")
 
@@ -264,6 +274,11 @@ class Vector(Field):
             "data_type": self.dtype,
             "dim": str(self.dim),
             "distance_metric": self.metric,
+        } | {
+            # FT.INFO does not tell the third, EF_RUNTIME.
+            name.lower(): str(value)
+            for name, value in self.parameters.items()
+            if name != "EF_RUNTIME"
         }
 
 
@@ -332,9 +347,20 @@ class Schema:
             if field.name not in live:
                 differences.append(f"it has no field {field.name!r}")
                 continue
-            for key, wanted in field.described().items():
+            described = field.described()
+            if live[field.name].get("type", "").lower() != described["type"]:
+                described = {"type": described["type"]}  # the rest would differ with it
+            for key, wanted in described.items():
                 found = live[field.name].get(key, "no").lower()
-                if found != wanted:
+                if not _same(found, wanted):
                     differences.append(f"field {field.name!r}: {key} is {found}, not {wanted}")
         if differences:
             raise IndexMismatchError(f"index {name!r} is another one: {'; '.join(differences)}")
+
+
+def _same(found: str, wanted: str) -> bool:
+    """Compare texts; numbers by their value, because RESP2 says 1 where RESP3 says 1.0."""
+    try:
+        return float(found) == float(wanted)
+    except ValueError:
+        return found == wanted

@@ -12,6 +12,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from ..errors import UnexpectedReplyError
+
 __all__ = ["DTYPES", "METRICS", "as_matrix", "as_vector", "from_blob", "similarity", "to_blob"]
 
 Array = npt.NDArray[Any]
@@ -81,8 +83,14 @@ def to_blob(vector: Any, dtype: str = "float32", *, metric: str = "ip") -> bytes
 
 
 def from_blob(blob: bytes, dtype: str = "float32") -> Array:
-    """Return the vector in a blob, as a read-only view of its bytes."""
-    return np.frombuffer(blob, _numpy_name(dtype))
+    """Return the vector in a blob, as a read-only view of its bytes.
+
+    Raises UnexpectedReplyError if they are no whole number of numbers.
+    """
+    wire = np.dtype(_numpy_name(dtype))
+    if len(blob) % wire.itemsize:
+        raise UnexpectedReplyError(f"a vector of {len(blob)} bytes is no {dtype}")
+    return np.frombuffer(blob, wire)
 
 
 def similarity(distance: float, metric: str) -> float:
