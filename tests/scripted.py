@@ -68,8 +68,10 @@ class Script(Runner):
         if isinstance(request, (Embed, Now)):
             return reply
         Batch([request]).encode()  # as a client does first: it raises for what cannot be sent
-        replies: list[Any] = reply if isinstance(request, Batch) else [reply]
-        return request.result(replies)
+        if isinstance(request, Command):
+            return request.result([reply])
+        assert isinstance(reply, list)
+        return request.result(reply)
 
 
 def get(*keys: Any) -> Op[list[Any]]:
