@@ -105,8 +105,10 @@ class Connection:
         self._armed = 0.0
         try:
             sock.settimeout(0)
-            data = sock.recv(CHUNK)
-            _set_timeout(sock, self._settings.timeout)
+            try:
+                data = sock.recv(CHUNK)
+            finally:
+                _set_timeout(sock, self._settings.timeout)
             if not data:
                 return False
             self._decoder.feed(data)
@@ -125,7 +127,11 @@ class Connection:
         try:
             self._send(data, deadline)
             self._receive(deadline)
-            reply = self._next(deadline)
+            reply = self._gets()
+            while reply is NOT_ENOUGH or type(reply) is Push:  # a push that nobody asked for
+                if reply is NOT_ENOUGH:
+                    self._receive(deadline)
+                reply = self._gets()
             if not self._decoder.settled():
                 self._settle()
         except Exception as error:
@@ -169,15 +175,15 @@ class Connection:
         if self._settings.observer is not None:
             self._settings.observer.connection("closed")
 
-    def _arm(self, deadline: float) -> None:
-        """Give the socket what is left of the call's time."""
-        left = deadline - monotonic()
-        if abs(left - self._armed) > SLACK:
-            if left <= 0:
-                raise TimeoutError
-            assert self._sock is not None
-            _set_timeout(self._sock, left)
-            self._armed = left
+    def _arm(self, left: float) -> None:
+        """Give the socket what is left of the call's time, in seconds."""
+        if left == self._armed:  # no limit, both of them
+            return
+        if left <= 0:
+            raise TimeoutError
+        assert self._sock is not None
+        _set_timeout(self._sock, left)
+        self._armed = left
 
     def _send(self, data: bytes, deadline: float) -> None:
         assert self._sock is not None
@@ -186,26 +192,19 @@ class Connection:
             return
         rest = memoryview(data)
         while rest:
-            self._arm(deadline)
+            self._arm(deadline - monotonic())
             rest = rest[self._sock.send(rest) :]
 
     def _receive(self, deadline: float) -> None:
         assert self._sock is not None
-        self._arm(deadline)
+        left = deadline - monotonic()
+        if not -SLACK < left - self._armed < SLACK:
+            self._arm(left)
         data = self._sock.recv(CHUNK)
         if not data:
             raise OutcomeUnknownError("the server closed the connection")
         self.received += len(data)
         self._decoder.feed(data)
-
-    def _next(self, deadline: float) -> Any:
-        """Return the next reply, reading as needed. Pushes that nobody asked for are dropped."""
-        while True:
-            reply = self._gets()
-            if reply is NOT_ENOUGH:
-                self._receive(deadline)
-            elif type(reply) is not Push:
-                return reply
 
     def _settle(self) -> None:
         """Bytes are left after the last owed reply: they must be pushes, and whole."""
