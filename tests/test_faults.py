@@ -265,6 +265,27 @@ def test_signals_that_raise_in_the_middle_cross_nothing(server: EmbeddedServer) 
     assert interrupted > 100
 
 
+def test_signals_that_are_handled_do_not_prolong_a_call(server: EmbeddedServer) -> None:
+    ticks = 0
+
+    def handler(_number: int, _frame: FrameType | None) -> None:
+        nonlocal ticks
+        ticks += 1
+        if ticks > 500:
+            raise Interrupt  # the call has no end
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        with Client(server.url) as client:
+            signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+            with pytest.raises(errors.ReadTimeoutError):
+                client.call("BLPOP", "never", 0, timeout=0.3)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert ticks > 5
+
+
 def test_cancelled_tasks_cross_nothing_and_cost_no_connection(server: EmbeddedServer) -> None:
     randomness = random.Random(7)
 

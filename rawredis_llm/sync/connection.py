@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import select
 import socket
-import struct
 from collections.abc import Iterable
 from time import monotonic
 from typing import Any, Final
@@ -32,7 +31,6 @@ from ..protocol.settings import Settings
 __all__ = ["Connection"]
 
 CHUNK: Final = 65536  # bytes a read: the most that hiredis takes at once without slowing down
-SLACK: Final = 0.02  # seconds: a socket's timeout is left as it is when it is this near
 
 
 class Connection:
@@ -41,12 +39,12 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_address",
-        "_armed",
         "_decoder",
         "_gets",
         "_poll",
         "_settings",
         "_sock",
+        "_tls",
         "dirty",
         "received",
     )
@@ -54,6 +52,7 @@ class Connection:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._address = str(settings.address)
+        self._tls = settings.address.tls
         self._sock: socket.socket | None = None
         self.dirty = True
         self.received = 0
@@ -69,7 +68,7 @@ class Connection:
         limit = min(deadline, monotonic() + settings.connect_timeout)
         try:
             self._sock = _connect(settings, limit)
-            self._armed = 0.0
+            self._sock.settimeout(0)
             poll = select.poll()
             poll.register(self._sock, select.POLLIN)
             self._poll = poll.poll
@@ -100,15 +99,10 @@ class Connection:
         return not self._poll(0) or self._only_pushes()
 
     def _only_pushes(self) -> bool:
-        sock = self._sock
-        assert sock is not None
-        self._armed = 0.0
+        assert self._sock is not None
         try:
-            sock.settimeout(0)
-            try:
-                data = sock.recv(CHUNK)
-            finally:
-                _set_timeout(sock, self._settings.timeout)
+            self._sock.settimeout(0)
+            data = self._sock.recv(CHUNK)
             if not data:
                 return False
             self._decoder.feed(data)
@@ -175,31 +169,27 @@ class Connection:
         if self._settings.observer is not None:
             self._settings.observer.connection("closed")
 
-    def _arm(self, left: float) -> None:
-        """Give the socket what is left of the call's time, in seconds."""
-        if left == self._armed:  # no limit, both of them
-            return
-        if left <= 0:
-            raise TimeoutError
-        assert self._sock is not None
-        _set_timeout(self._sock, left)
-        self._armed = left
-
     def _send(self, data: bytes, deadline: float) -> None:
         assert self._sock is not None
-        if len(data) <= CHUNK:  # a small write to a clean connection never blocks
-            self._sock.sendall(data)
-            return
-        rest = memoryview(data)
-        while rest:
-            self._arm(deadline - monotonic())
-            rest = rest[self._sock.send(rest) :]
+        try:
+            sent = 0 if self._tls else self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        if sent < len(data):  # TLS, or more than the kernel holds: wait for the server to read
+            self._sock.settimeout(_left(deadline))
+            self._sock.sendall(memoryview(data)[sent:])
+            self._sock.settimeout(0)
 
     def _receive(self, deadline: float) -> None:
         assert self._sock is not None
         left = deadline - monotonic()
-        if not -SLACK < left - self._armed < SLACK:
-            self._arm(left)
+        # Not settimeout(), which has Python poll before each send, too; and not the kernel's own
+        # time-outs, which begin anew with every signal that is handled meanwhile. But for TLS,
+        # where a readable socket may hold only a part of what can be read.
+        if self._tls:
+            self._sock.settimeout(_left(deadline))
+        elif left <= 0 or not self._poll(None if left == math.inf else left * 1000):
+            raise TimeoutError
         data = self._sock.recv(CHUNK)
         if not data:
             raise OutcomeUnknownError("the server closed the connection")
@@ -214,7 +204,7 @@ class Connection:
         raise ProtocolError("the server sent a reply that nobody asked for")
 
     def _not_connected(self, error: RedisError | OSError) -> ConnectError:
-        if isinstance(error, (TimeoutError, BlockingIOError)):
+        if isinstance(error, TimeoutError):
             return ConnectTimeoutError("no connection in time", address=self._address)
         if isinstance(error, RedisError):
             return ConnectError(error.message, address=self._address)
@@ -227,7 +217,7 @@ class Connection:
         text = f"the reply could not be read: {error}"
         if isinstance(error, RedisError):
             kind, text = type(error), error.message
-        elif isinstance(error, (TimeoutError, BlockingIOError)):
+        elif isinstance(error, TimeoutError):
             kind, text = ReadTimeoutError, "no answer in time"
         elif isinstance(error, OSError):
             kind = OutcomeUnknownError
@@ -235,36 +225,23 @@ class Connection:
         return kind(text, address=self._address)
 
 
-def _set_timeout(sock: socket.socket, seconds: float) -> None:
-    """Set the limit of each receive and send.
-
-    By the kernel's own timeouts, on a blocking socket: `settimeout` makes Python call poll() before
-    each of them, which costs a tenth of a GET. When the time is up they raise BlockingIOError.
-    A TLS socket cannot do with them: OpenSSL would try again for ever.
-    """
-    if hasattr(sock, "cipher"):
-        sock.settimeout(None if seconds == math.inf else seconds)
-        return
-    sock.settimeout(None)
-    # Zero means "no limit" to the kernel.
-    whole, part = (0, 0) if seconds == math.inf else divmod(max(int(seconds * 1e6), 1), 1_000_000)
-    for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
-        sock.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", whole, part))
+def _left(deadline: float) -> float | None:
+    """Return the seconds until a deadline, as a socket takes them; raise TimeoutError after it."""
+    left = deadline - monotonic()
+    if left <= 0:
+        raise TimeoutError
+    return None if left == math.inf else left
 
 
 def _connect(settings: Settings, deadline: float) -> socket.socket:
     address = settings.address
-    left = deadline - monotonic()
-    if left <= 0:
-        raise TimeoutError
-    timeout = None if left == math.inf else left
     if address.path:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     else:
-        sock = socket.create_connection((address.host, address.port), timeout)
+        sock = socket.create_connection((address.host, address.port), _left(deadline))
     try:
         if address.path:
-            sock.settimeout(timeout)
+            sock.settimeout(_left(deadline))
             sock.connect(address.path)
             return sock
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -272,7 +249,7 @@ def _connect(settings: Settings, deadline: float) -> socket.socket:
         context = settings.tls()
         if context is None:
             return sock
-        sock.settimeout(None if left == math.inf else max(deadline - monotonic(), SLACK))
+        sock.settimeout(_left(deadline))
         return context.wrap_socket(sock, server_hostname=address.host)
     except BaseException:
         sock.close()
