@@ -16,6 +16,7 @@ from contextlib import suppress
 from types import FrameType
 
 import pytest
+import uvloop
 
 from conftest import Redis
 from rawredis_llm import AsyncClient, Batch, Client, Command, EmbeddedServer, errors
@@ -337,6 +338,19 @@ def test_an_async_client_works_in_a_second_loop(server: EmbeddedServer) -> None:
     first.run_until_complete(asyncio.sleep(0.01))
     first.close()
     second.close()
+
+
+def test_an_async_client_works_in_uvloop(server: EmbeddedServer) -> None:
+    async def main() -> list[bytes]:
+        async with AsyncClient(server.url) as client:
+            with pytest.raises(errors.ReadTimeoutError):
+                await client.call("BLPOP", "never", 0, timeout=0.05)
+        async with AsyncClient(server.url) as client:
+            return list(await asyncio.gather(*[client.call("ECHO", i) for i in range(3)]))
+
+    loop = uvloop.new_event_loop()
+    assert loop.run_until_complete(main()) == [b"0", b"1", b"2"]
+    loop.close()
 
 
 def test_tasks_that_start_together_share_one_connection(server: EmbeddedServer) -> None:

@@ -14,7 +14,7 @@ import math
 import socket
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..errors import (
     ConnectError,
@@ -114,8 +114,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport (called by the event loop)."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not isinstance(): uvloop's transports are no asyncio.Transport by descent.
+        self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         """Hand replies to the slots they belong to (called by the event loop)."""
