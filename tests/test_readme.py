@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -27,6 +28,15 @@ def run_block(source: str, names: dict[str, Any]) -> int:
         else:
             exec(ast.unparse(statement), names)
     return compared
+
+
+def test_figures_are_those_of_the_benchmarks() -> None:
+    quoted = re.findall(r"^\| (.*?) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    results = (ROOT / "bench" / "RESULTS.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.split("|")] for line in results.splitlines()]
+    ours = {row[1]: (row[6], row[7]) for row in rows if row[2:3] == ["rawredis_llm"]}
+    assert len(quoted) == 6
+    assert {name: (cpu, wall) for name, cpu, wall in quoted}.items() <= ours.items()
 
 
 def test_blocks_do_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
