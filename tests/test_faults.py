@@ -324,6 +324,57 @@ def test_cancelled_tasks_cross_nothing_and_cost_no_connection(server: EmbeddedSe
     assert first == last  # no cancellation cost a reconnect
 
 
+def test_an_interrupt_in_the_middle_of_reading_crosses_nothing(server: EmbeddedServer) -> None:
+    """A KeyboardInterrupt at each line of the connection, after which the same loop goes on."""
+    import sys
+
+    from rawredis_llm.aio import connection as module
+
+    loop = asyncio.new_event_loop()
+    client = AsyncClient(server.url, timeout=0.3)
+
+    async def ask(*words: str) -> list[object]:
+        calls = [client.call("ECHO", word) for word in words]
+        return list(await asyncio.gather(*calls, return_exceptions=True))
+
+    assert loop.run_until_complete(ask("warm")) == [b"warm"]
+    lines = 0
+    for stop in range(1, 400):
+        countdown = stop
+
+        def trace(frame: FrameType, event: str, _: object) -> object:
+            nonlocal countdown
+            if frame.f_code.co_filename != module.__file__:
+                return None
+            if event == "line":
+                countdown -= 1
+                if countdown == 0:
+                    sys.settrace(None)
+                    raise KeyboardInterrupt
+            return trace
+
+        task = loop.create_task(ask("a", "b", "c"))
+        before = sys.gettrace()
+        sys.settrace(trace)  # type: ignore[arg-type]  # typeshed wants the narrower protocol
+        with suppress(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        sys.settrace(before)
+        with suppress(KeyboardInterrupt):
+            task.cancel()
+            loop.run_until_complete(asyncio.wait([task]))
+        after = loop.run_until_complete(ask("d", "e"))
+        for found, word in zip(after, (b"d", b"e"), strict=True):
+            assert found == word or isinstance(found, errors.RedisError), (stop, after)
+        if countdown > 0:
+            break  # every line was visited
+        lines += 1
+    assert lines > 40
+    loop.run_until_complete(ask("whatever the last interrupt left behind"))
+    assert loop.run_until_complete(ask("last")) == [b"last"]
+    loop.run_until_complete(client.close())
+    loop.close()
+
+
 def test_an_async_client_works_in_a_second_loop(server: EmbeddedServer) -> None:
     client = AsyncClient(server.url)
 

@@ -107,7 +107,7 @@ class AsyncClient(AsyncRunner):
         here = asyncio.get_running_loop()
         if here in self._attempts:
             self._attempts[here].cancel()
-        for loop, connection in self._connections.items():
+        for loop, connection in list(self._connections.items()):
             if loop is here:
                 connection.fail(_CLOSED)
             elif loop.is_closed():
@@ -255,7 +255,7 @@ class AsyncClient(AsyncRunner):
         if self._closed:
             connection.fail(_CLOSED)
             return
-        for other in [other for other in self._connections if other.is_closed()]:
+        for other in [other for other in list(self._connections) if other.is_closed()]:
             self._connections.pop(other).abandon()
         self._connection = self._connections[loop] = connection
 

@@ -4,17 +4,21 @@ The deque of slots belongs to the connection, not to the callers. A cancelled or
 leaves its slot behind; the reply that belongs there is read and dropped, and nobody else's moves.
 All that tasks ask for in one turn of the event loop leaves in one write.
 
+A connection is *busy* while it changes its slots or its bytes. An interrupt in the middle (Ctrl-C
+in a notebook, whose loop goes on) leaves it busy, and whoever comes next closes it.
+
 Must not import what is stored.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import socket
 from collections import deque
-from collections.abc import Iterable
-from typing import Any, Final, cast
+from collections.abc import Callable, Iterable
+from typing import Any, Concatenate, Final, ParamSpec, cast
 
 from ..errors import (
     ConnectError,
@@ -30,7 +34,12 @@ from ..protocol.settings import Settings
 
 __all__ = ["Connection", "connect"]
 
+P = ParamSpec("P")
+
 CHUNK: Final = 65536  # bytes: the most that hiredis takes at once without slowing down
+
+
+LONGEST_SILENCE: Final = 20.0  # seconds; stands for a client's time limit where it has none
 
 
 class _Slot:
@@ -45,12 +54,37 @@ class _Slot:
         self.replies: list[Any] = []
 
 
+def _whole(step: Callable[Concatenate[Connection, P], None]) -> Callable[..., None]:
+    """Make a callback of the event loop one that runs whole, or ends the connection."""
+
+    @functools.wraps(step)
+    def guarded(self: Connection, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self.closed:
+            return
+        if self._busy:
+            self.fail(_INTERRUPTED)
+            return
+        self._busy = True
+        try:
+            step(self, *args, **kwargs)
+        except Exception as error:  # noqa: BLE001 - any failure in here ends this connection
+            text = error.message if isinstance(error, RedisError) else str(error)
+            self.fail(ProtocolError(text))
+        except BaseException:
+            self.fail(_INTERRUPTED)
+            raise
+        self._busy = False
+
+    return guarded
+
+
 class Connection(asyncio.Protocol):
     """A socket to one server, made by `connect()`."""
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.closed = False
+        self._busy = False
         self._settings = settings
         self._address = str(settings.address)
         self._decoder = Decoder(self._address)
@@ -70,6 +104,12 @@ class Connection(asyncio.Protocol):
         place in the order of replies, and what it asked for may happen all the same.
         """
         future = self.loop.create_future()
+        if self._busy:
+            self.fail(_INTERRUPTED)
+        if self.closed:
+            future.set_exception(ConnectError("the connection was lost", address=self._address))
+            return future
+        self._busy = True
         if not self._slots:
             self._heard = self.loop.time()  # silence counts from when somebody listens
         if not self._out:
@@ -81,12 +121,14 @@ class Connection(asyncio.Protocol):
         self._slots.append(_Slot(future, deadline, width))
         if deadline < self._wake:
             self._set_timer(deadline)
+        self._busy = False
         return future
 
+    @_whole
     def _flush(self) -> None:
+        out, self._out = self._out, []
         if self._transport is not None:
-            self._transport.write(b"".join(self._out))
-        self._out.clear()
+            self._transport.write(b"".join(out))
 
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:
@@ -94,6 +136,7 @@ class Connection(asyncio.Protocol):
         self._wake = deadline
         self._timer = None if deadline == math.inf else self.loop.call_at(deadline, self._expire)
 
+    @_whole
     def _expire(self) -> None:
         """Time out what is due. One timer serves all slots: arming one per call costs 1 us."""
         self._timer = None
@@ -107,7 +150,7 @@ class Connection(asyncio.Protocol):
                 continue
             slot.future.set_exception(ReadTimeoutError("no answer in time", address=self._address))
         self._set_timer(following)
-        if self._slots and now - self._heard >= self._settings.timeout / 2:
+        if self._slots and now - self._heard >= min(self._settings.timeout, LONGEST_SILENCE) / 2:
             # A call timed out, and not a byte came for half of the time that a call may take: the
             # server or the way to it is gone, and everyone who waits here would wait in vain.
             self.fail(ReadTimeoutError("the server has fallen silent"))
@@ -117,18 +160,15 @@ class Connection(asyncio.Protocol):
         # Not isinstance(): uvloop's transports are no asyncio.Transport by descent.
         self._transport = cast("asyncio.Transport", transport)
 
+    @_whole
     def data_received(self, data: bytes) -> None:
         """Hand replies to the slots they belong to (called by the event loop)."""
         self._heard = self.loop.time()
-        try:
-            if len(data) <= CHUNK:
-                self._read(data)
-            else:
-                for start in range(0, len(data), CHUNK):
-                    self._read(data[start : start + CHUNK])
-        except Exception as error:  # noqa: BLE001 - any failure to read ends this connection
-            text = error.message if isinstance(error, RedisError) else str(error)
-            self.fail(ProtocolError(text))
+        if len(data) <= CHUNK:
+            self._read(data)
+        else:
+            for start in range(0, len(data), CHUNK):
+                self._read(data[start : start + CHUNK])
 
     def _read(self, data: bytes) -> None:
         decoder, slots = self._decoder, self._slots
@@ -192,9 +232,12 @@ class Connection(asyncio.Protocol):
         self._slots.clear()
         if self._transport is not None:
             wrapper = self._transport.get_extra_info("socket")
-            sock = getattr(wrapper, "_sock", wrapper)
+            sock = getattr(wrapper, "_sock", None)  # asyncio's; uvloop's cannot be closed by hand
             if sock is not None:
                 sock.close()
+
+
+_INTERRUPTED: Final = OutcomeUnknownError("the event loop was interrupted")
 
 
 async def connect(settings: Settings) -> Connection:
@@ -220,12 +263,15 @@ async def connect(settings: Settings) -> Connection:
     except BaseException:  # cancelled
         connection.fail(OutcomeUnknownError("not connected"))
         raise
-    for reply in replies:
-        if isinstance(reply, ReplyError):
-            connection.fail(OutcomeUnknownError("not connected"))
-            raise reply
-    if settings.observer is not None:
-        settings.observer.connection("opened")
+    try:
+        for reply in replies:
+            if isinstance(reply, ReplyError):
+                raise reply
+        if settings.observer is not None:
+            settings.observer.connection("opened")
+    except BaseException:
+        connection.fail(OutcomeUnknownError("not connected"))
+        raise
     return connection
 
 

@@ -382,6 +382,7 @@ STATEFUL = {
     "PSYNC": _NOT_POOLED,
     "PUNSUBSCRIBE": _NOT_POOLED,
     "QUIT": "use client.close()",
+    "REPLCONF": _NOT_POOLED,
     "RESET": _NOT_POOLED,
     "SELECT": _BY_URL,
     "SSUBSCRIBE": _NOT_POOLED,

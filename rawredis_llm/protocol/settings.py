@@ -137,10 +137,10 @@ def seconds(name: str, value: float | None) -> float:
         raise TypeError(f"{name} must be a number of seconds or None, not {type(value).__name__}")
     if not value > 0:
         raise ValueError(f"{name} must be above 0 seconds, not {value}")
-    return math.inf if value > _CENTURY else float(value)
+    return math.inf if value > _LONGEST else float(value)
 
 
-_CENTURY = 3.2e9  # seconds; longer limits are none, and the kernel could not hold them
+_LONGEST = 2_000_000  # seconds, 23 days; poll() takes no more, so longer limits are none
 
 
 def _number(name: str, options: dict[str, str], value: Any) -> Any:

@@ -75,7 +75,11 @@ class Connection:
             self._decoder = Decoder(self._address)
             self._gets = self._decoder.gets
             replies = self.exchange(encode_many(settings.handshake()), limit)
-        except (RedisError, OSError) as error:
+        except (
+            RedisError,
+            OSError,
+            UnicodeError,
+        ) as error:  # UnicodeError: an impossible host name
             self.close()
             raise self._not_connected(error) from error
         for reply in replies:
@@ -203,12 +207,13 @@ class Connection:
                 return
         raise ProtocolError("the server sent a reply that nobody asked for")
 
-    def _not_connected(self, error: RedisError | OSError) -> ConnectError:
+    def _not_connected(self, error: Exception) -> ConnectError:
         if isinstance(error, TimeoutError):
             return ConnectTimeoutError("no connection in time", address=self._address)
         if isinstance(error, RedisError):
             return ConnectError(error.message, address=self._address)
-        return ConnectError(error.strerror or str(error), address=self._address)
+        text = getattr(error, "strerror", None) or str(error)
+        return ConnectError(text, address=self._address)
 
     def _failed(self, error: Exception) -> RedisError:
         """Close, and return the error to raise for whatever broke the exchange."""
@@ -236,21 +241,38 @@ def _left(deadline: float) -> float | None:
 def _connect(settings: Settings, deadline: float) -> socket.socket:
     address = settings.address
     if address.path:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    else:
-        sock = socket.create_connection((address.host, address.port), _left(deadline))
-    try:
-        if address.path:
+        return _reach(socket.AF_UNIX, address.path, deadline)
+    failure: OSError | None = None
+    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    for family, _, _, _, where in found:
+        try:
+            sock = _reach(family, where, deadline)
+        except TimeoutError:
+            raise
+        except OSError as error:
+            failure = error
+            continue
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            context = settings.tls()
+            if context is None:
+                return sock
             sock.settimeout(_left(deadline))
-            sock.connect(address.path)
-            return sock
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        context = settings.tls()
-        if context is None:
-            return sock
+            return context.wrap_socket(sock, server_hostname=address.host)
+        except BaseException:
+            sock.close()
+            raise
+    raise failure or OSError("the host has no address")
+
+
+def _reach(family: int, where: Any, deadline: float) -> socket.socket:
+    """Connect a socket within what is left of all addresses' common time."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
         sock.settimeout(_left(deadline))
-        return context.wrap_socket(sock, server_hostname=address.host)
+        sock.connect(where)
     except BaseException:
         sock.close()
         raise
+    return sock

@@ -46,7 +46,8 @@ class Pool:
         _pools.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        # Re-entrant: a signal handler may use the client while its thread is in here.
+        self._lock = threading.RLock()
         self._idle: deque[Connection] = deque()
         self._waiters: deque[_Waiter] = deque()
         self._live: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -68,10 +69,12 @@ class Pool:
 
     def release(self, connection: Connection) -> None:
         """Take a connection back; a dirty one is closed."""
-        if connection.dirty or self._closed:
+        if connection.dirty:
             self._drop(connection)
         else:
             self._idle.append(connection)
+            if self._closed:
+                self.close()
         if self._waiters:
             self._serve()
 
@@ -92,9 +95,11 @@ class Pool:
             connection.close()
 
     def _drop(self, connection: Connection) -> None:
-        connection.close()
-        with self._lock:
-            self._live.discard(connection)
+        try:
+            connection.close()
+        finally:  # close() tells the observer, which may raise
+            with self._lock:
+                self._live.discard(connection)
 
     def _acquire_slowly(self, deadline: float) -> Connection:
         if self._closed:
@@ -104,7 +109,9 @@ class Pool:
             self._waiters.append(waiter)
         try:
             self._serve()
-            while not waiter.gate.acquire(timeout=max(min(RECHECK, deadline - monotonic()), 0)):
+            while waiter.connection is None and not waiter.gate.acquire(
+                timeout=max(min(RECHECK, deadline - monotonic()), 0)
+            ):
                 self._serve()
                 if waiter.connection is None and monotonic() >= deadline:
                     raise PoolTimeoutError(
@@ -115,6 +122,8 @@ class Pool:
             self._leave(waiter)
         assert connection is not None
         try:
+            if self._closed:
+                raise RuntimeError("the client is closed")
             if connection.opened and not connection.usable():
                 connection.close()
             if not connection.opened:
@@ -137,6 +146,9 @@ class Pool:
         """Hand connections to the first waiters, new ones while there is room."""
         with self._lock:
             while self._waiters:
+                waiter = self._waiters[0]
+                if waiter.connection is not None:
+                    return  # it is being served, further up in this very thread
                 if self._idle:
                     try:
                         connection = self._idle.pop()
@@ -147,8 +159,10 @@ class Pool:
                     self._live.add(connection)
                 else:
                     return
-                waiter = self._waiters.popleft()
+                # In this order, and so that each step may be the last before an interrupt, or be
+                # met half done by a signal handler: the waiter looks at `connection` by itself.
                 waiter.connection = connection
+                self._waiters.remove(waiter)
                 waiter.gate.release()
 
 
