@@ -85,7 +85,7 @@ class LLMCache(Bound[C_co]):
         ttl: float | None = None,
         on_error: str = "miss",
     ) -> None:
-        self.client = client
+        self._bind(client)
         self._namespace = require_text("namespace", namespace)
         self._scope = require_text("scope", scope, empty=True)
         self._ttl = milliseconds("ttl", ttl)

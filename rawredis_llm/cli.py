@@ -10,7 +10,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 from . import __version__
 from .errors import RedisError
@@ -21,6 +20,8 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = _parser().parse_args(arguments)
+    # As Ctrl-C: what was begun is cleaned up.
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _demo(options) if options.command == "demo" else _serve(options)
     except (ValueError, OSError) as error:
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rawredis-llm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="show every part at work on a real Redis")
-    demo.add_argument("--docs", type=Path, metavar="FILE", help="documents: .txt, .jsonl")
+    demo.add_argument(
+        "--docs",
+        type=Path,
+        metavar="FILE",
+        help="your documents: paragraphs (.txt) or objects (.jsonl)",
+    )
     demo.add_argument("--url", help="a Redis with search (default: one is started for the demo)")
     demo.add_argument("--embedder", choices=("wordllama", "hashing"), default="wordllama")
     demo.add_argument("--explain", action="store_true", help="print the argv of each command")
@@ -63,11 +71,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from .server import EmbeddedServer  # noqa: PLC0415 - only this command needs it
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
     server = EmbeddedServer(options.path, persist_to=options.persist_to, port=options.port)
-    previous = signal.signal(signal.SIGTERM, stop)
     try:
         with server:
             print(f"Redis with search at {server.url} (Ctrl-C stops it)", flush=True)
@@ -75,7 +79,5 @@ def _serve(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped", flush=True)
         return 0
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     print("rawredis-llm: the server ended by itself", file=sys.stderr)
     return 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -92,16 +93,23 @@ def read_passages(path: Path | None) -> list[Passage]:
     there are any. Raises ValueError naming the line that is wrong, OSError if there is no file.
     """
     file = path or Path(__file__).with_name("corpus.jsonl")
-    text = file.read_text(encoding="utf-8")
-    if file.suffix == ".txt":
-        paragraphs = [" ".join(part.split()) for part in text.split("\n\n")]
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name}: is not UTF-8 at byte {error.start}") from None
+    suffix = file.suffix.lower()
+    if suffix == ".txt":
+        paragraphs = [" ".join(part.split()) for part in re.split(r"\n[^\S\n]*\n", text)]
         items: list[dict[str, Any]] = [{"text": part} for part in paragraphs if part]
-    elif file.suffix == ".jsonl":
-        items = [_object(line, n) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
+    elif suffix == ".jsonl":
+        items = [_object(line, n) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
     else:
         raise ValueError(f"{file.name}: documents are .txt or .jsonl")
     if len(items) < 3:
-        raise ValueError(f"{file.name}: the demo needs three documents or more")
+        raise ValueError(
+            f"{file.name}: the demo needs three documents or more;"
+            " in .txt, these are paragraphs with an empty line in between"
+        )
     return [_passage(item, position) for position, item in enumerate(items, 1)]
 
 
@@ -127,7 +135,7 @@ def _passage(item: dict[str, Any], position: int) -> Passage:
     id_ = str(item.get("id", f"p{position}"))
     question = str(item.get("question") or f"What is said about {' '.join(answer.split()[:8])}?")
     paraphrase = PARAPHRASES.get(id_, f"Please tell me, {question[:1].lower()}{question[1:]}")
-    topic = str(item.get("topic") or f"part {position % 3 + 1}")
+    topic = str(item.get("topic") or "").strip() or f"part {position % 3 + 1}"
     return Passage(id_, topic, question, paraphrase, answer)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .protocol.operation import Embed, Op
+from .protocol.operation import Embed, Op, one_each
 
 __all__ = ["Embedder", "HashingEmbedder", "as_embedder"]
 
@@ -43,18 +43,12 @@ class Embedder:
     def documents(self, texts: list[str]) -> Op[Any]:
         """Embed texts that will be stored; an array-like of shape (n, dim)."""
         vectors = yield from Embed(texts, *self._documents)
-        return _one_each(vectors, texts)
+        return one_each(vectors, texts)
 
     def queries(self, texts: list[str]) -> Op[Any]:
         """Embed texts that search for stored ones; an array-like of shape (n, dim)."""
         vectors = yield from Embed(texts, *self._queries)
-        return _one_each(vectors, texts)
-
-
-def _one_each(vectors: Any, texts: list[str]) -> Any:
-    if len(vectors) != len(texts):
-        raise ValueError(f"the embedder returned {len(vectors)} vectors for {len(texts)} texts")
-    return vectors
+        return one_each(vectors, texts)
 
 
 # The one form of each embedder in use, by its id: it holds the embedder, so ids stay unique; and
@@ -99,16 +93,16 @@ def _make(embedder: Any) -> Embedder:
 def _from_object(embedder: Any) -> Embedder:
     documents: tuple[Call | None, AsyncCall | None]
     queries: tuple[Call | None, AsyncCall | None]
+    documents = (embedder.embed_documents, getattr(embedder, "aembed_documents", None))
     if _is_async(embedder.embed_documents):
         documents = (None, embedder.embed_documents)
+    afterwards = getattr(embedder, "aembed_query", None)
+    queries = (
+        lambda texts: [embedder.embed_query(text) for text in texts],
+        _each_async(afterwards) if afterwards is not None else None,
+    )
+    if _is_async(embedder.embed_query):
         queries = (None, _each_async(embedder.embed_query))
-    else:
-        afterwards = getattr(embedder, "aembed_query", None)
-        documents = (embedder.embed_documents, getattr(embedder, "aembed_documents", None))
-        queries = (
-            lambda texts: [embedder.embed_query(text) for text in texts],
-            _each_async(afterwards) if afterwards is not None else None,
-        )
     return Embedder(_fingerprint(embedder), documents, queries)
 
 
@@ -147,6 +141,9 @@ class HashingEmbedder:
 
     def __call__(self, texts: list[str]) -> npt.NDArray[np.float32]:
         """Return one vector per text. Raises ValueError for a text without a letter or digit."""
+        given: Any = texts
+        if isinstance(given, str):
+            raise TypeError("texts must be a list of texts, not one text")
         vectors = np.zeros((len(texts), self.dim), np.float32)
         for row, text in enumerate(texts):
             for feature, weight in _features(text):

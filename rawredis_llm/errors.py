@@ -43,6 +43,7 @@ __all__ = [
     "TimeoutError",
     "TryAgainError",
     "UnexpectedReplyError",
+    "VectorSizeError",
     "WatchError",
     "WrongTypeError",
 ]
@@ -125,6 +126,8 @@ class UnexpectedReplyError(RedisError):
 
 class IndexMismatchError(RedisError):
     """An index, or the embedder it was filled by, is not the one that was asked for."""
+
+    hint = "Take another name or namespace, or drop the index and fill it anew"
 
 
 class WatchError(RedisError):
@@ -219,6 +222,10 @@ class IndexNotFoundError(ReplyError):
     hint = "Call create() first, and mind that FLUSHDB drops indexes"
 
 
+class VectorSizeError(ReplyError, IndexMismatchError):
+    """The index holds vectors of another size: another embedder filled it."""
+
+
 class IndexExistsError(ReplyError):
     """There is a search index of this name already."""
 
@@ -252,6 +259,7 @@ _BY_TEXT: tuple[tuple[str, re.Pattern[str], type[ReplyError]], ...] = (
     ("", re.compile("invalid password|AUTH.* without any password"), AuthenticationError),
     ("FT.", re.compile("unknown command", re.IGNORECASE), SearchUnavailableError),
     ("FT.", re.compile("no such index|unknown index name", re.IGNORECASE), IndexNotFoundError),
+    ("FT.", re.compile("vector blob size", re.IGNORECASE), VectorSizeError),
     ("FT.", re.compile("index already exists", re.IGNORECASE), IndexExistsError),
 )
 

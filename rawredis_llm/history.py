@@ -50,7 +50,7 @@ class ChatHistory(Bound[C_co]):
         ttl: float | None = None,
         max_messages: int | None = None,
     ) -> None:
-        self.client = client
+        self._bind(client)
         require_text("namespace", namespace)
         if not require_text("session", session, empty=True):
             raise ValueError("session must not be empty")

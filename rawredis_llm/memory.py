@@ -49,9 +49,8 @@ class VectorMemory(Bound[C_co]):
             if not isinstance(tag, Tag) or not tag.case_sensitive:
                 raise ValueError('the index needs the field Tag("scope", case_sensitive=True)')
             self._index.append(index_or_client.plan)
-            self.client = index_or_client.client
-        else:
-            self.client = index_or_client
+            index_or_client = index_or_client.client
+        self._bind(index_or_client)
 
     @property
     def plan(self) -> VectorMemory[Plan]:
@@ -125,6 +124,7 @@ _PREFIX = "memory:v:"
 
 def _turn(name: str, turn: Turn) -> dict[str, Any]:
     if isinstance(turn, str):
+        require_text(name, turn)
         turn = {name.removesuffix("s"): turn}
     if not isinstance(turn, Mapping):
         raise TypeError(f"{name} must be a text or a dict, not {type(turn).__name__}")

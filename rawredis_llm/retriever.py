@@ -31,7 +31,8 @@ class Retriever(Bound[C_co]):
 
     `search_type` is "similarity" (the `k` nearest) or "threshold" (of these, those up to
     `max_distance`, in the metric's unit). `filter` is for every search. `text_field` names the
-    field that holds a document's text; `return_fields` what else to fetch (default: the schema's).
+    field that holds a document's text, which is "" where there is none; `return_fields` what else
+    to fetch (default: the schema's).
     """
 
     def __init__(
@@ -50,18 +51,22 @@ class Retriever(Bound[C_co]):
             raise ValueError(f"search_type must be similarity or threshold, not {search_type!r}")
         if (max_distance is None) != (search_type == "similarity"):
             raise ValueError('max_distance goes with search_type="threshold", and only with it')
+        if not isinstance(index, VectorIndex):
+            raise TypeError(f"index must be a VectorIndex, not {type(index).__name__}")
         index.schema.check_filter(filter)
-        self.client = index.client
+        self._bind(index.client)
         self._index = index.plan
         self._embedder = as_embedder(embedder)
         self._k = whole_number("k", k)
         self._max_distance = max_distance
-        if max_distance is not None:
+        if max_distance is not None and index.schema.vector.metric != "ip":  # ip may be below 0
             self._max_distance = distance_limit("max_distance", max_distance)
         self._filter = filter
         self._text_field = require_text("text_field", text_field)
         self._fields = None
         if return_fields is not None:
+            if isinstance(return_fields, str):
+                raise TypeError("return_fields must be a list of names, not one name")
             self._fields = list(dict.fromkeys([*return_fields, text_field]))
         elif text_field not in index.schema.fields:
             self._fields = [*index.schema.fields, text_field]

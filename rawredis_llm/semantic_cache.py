@@ -69,7 +69,7 @@ class SemanticCache(Bound[C_co]):
         dtype: str = "float32",
         on_error: str = "miss",
     ) -> None:
-        self.client = client
+        self._bind(client)
         self._embedder = as_embedder(embedder)
         self._namespace = indexed_key_part("namespace", namespace)
         self._scope = require_text("scope", scope, empty=True)

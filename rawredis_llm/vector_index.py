@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(slots=True)
 class SearchResult:
-    """Rows, nearest first. `total` is how many were found before `offset` was cut off.
+    """Rows, nearest first. `total` is how many were found, at most k + offset; see `count()`.
 
     `partial` is True if the server said that it could not look at everything; why is in `warnings`.
     Over RESP2 a server says nothing.
@@ -52,8 +52,8 @@ class SearchResult:
 
     rows: list[Row]
     total: int
-    partial: bool
-    warnings: list[str]
+    partial: bool = False
+    warnings: list[str] = field(default_factory=list)
 
 
 class VectorIndex(Bound[C_co]):
@@ -66,12 +66,12 @@ class VectorIndex(Bound[C_co]):
     def __init__(
         self, client: C_co, name: str, fields: Sequence[Field], *, prefix: str | None = None
     ) -> None:
-        self.client = client
+        self._bind(client)
         self.name = indexed_key_part("name", name)
         self.schema = Schema(fields)
         self._vector_key = self.schema.vector.name.encode()
         self._loaders = {
-            field.name.encode(): (field.name, field.loaded) for field in self.schema.fields.values()
+            known.name.encode(): (known.name, known.loaded) for known in self.schema.fields.values()
         }
         self.prefix = f"{key_segment(name)}:"
         if prefix is not None:
@@ -199,18 +199,20 @@ class VectorIndex(Bound[C_co]):
         may name fields outside of the schema. `offset` skips the nearest; `ef_runtime` is how many
         candidates an hnsw index looks at. Fewer than k matches give fewer rows.
         """
-        field = self.schema.vector
-        array = as_vector(vector, field.dim, dtype=field.dtype, metric=field.metric)
+        target = self.schema.vector
+        array = as_vector(vector, target.dim, dtype=target.dtype, metric=target.metric)
         wanted = whole_number("k", k) + whole_number("offset", offset, 0)
         if wanted > query.MAX_RESULTS:
             raise ValueError(f"k and offset: the server returns {query.MAX_RESULTS} rows at most")
-        if ef_runtime is not None and field.algorithm != "hnsw":
+        if ef_runtime is not None and target.algorithm != "hnsw":
             raise ValueError("ef_runtime: only an hnsw index has it")
-        names = [name for name in self.schema.fields if name != field.name]
+        names = [name for name in self.schema.fields if name != target.name]
+        if isinstance(return_fields, str):
+            raise TypeError("return_fields must be a list of names, not one name")
         if return_fields is not None:
             names = [require_text("return_fields", name) for name in return_fields]
-        if include_vectors and field.name not in names:
-            names.append(field.name)
+        if include_vectors and target.name not in names:
+            names.append(target.name)
 
         def rows(reply: SearchReply) -> SearchResult:
             return self._result(reply, offset, offset + k)
@@ -218,7 +220,7 @@ class VectorIndex(Bound[C_co]):
         return query.knn(
             self.name,
             self.schema.check_filter(filter),
-            field.name,
+            target.name,
             array.data.cast("B"),
             wanted,
             names,
@@ -270,10 +272,10 @@ class VectorIndex(Bound[C_co]):
                     row.extend((name, self._storing(name)(value)))
 
     def _storing(self, name: str) -> Callable[[Any], Any]:
-        field = self.schema.fields.get(require_text("fields", name))
-        if field is self.schema.vector:
+        known = self.schema.fields.get(require_text("fields", name))
+        if known is self.schema.vector:
             raise ValueError(f"field {name!r} is the vector; it is the argument `vectors`")
-        return field.stored if field is not None else lambda value: _unindexed(name, value)
+        return known.stored if known is not None else lambda value: _unindexed(name, value)
 
     def _row(self, name: str, found: dict[bytes, bytes], distance: float | None = None) -> Row:
         vector = self.schema.vector

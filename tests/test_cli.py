@@ -104,6 +104,17 @@ def test_bad_input_is_one_line_and_an_exit_code(
     assert "Traceback" not in shown.err
 
 
+def test_a_demo_that_is_told_to_stop_cleans_up(server: EmbeddedServer, client: Client) -> None:
+    command = [*COMMAND, "demo", "--embedder", "hashing", "--url", server.url]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        while not client.call("DBSIZE"):
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait(timeout=20) == 130
+    assert client.call("KEYS", "*") == []
+    assert client.call("FT._LIST") == []
+
+
 def test_a_broken_document_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     docs = tmp_path / "docs.jsonl"
     docs.write_text('{"text": "fine"}\n{"txt": 1}\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import ssl
@@ -15,7 +16,7 @@ import pytest
 import trustme
 
 from conftest import Redis
-from rawredis_llm import Client, Command, EmbeddedServer, errors
+from rawredis_llm import Client, Command, EmbeddedServer, LLMCache, errors
 from rawredis_llm.protocol.operation import Batch, Embed, Now, Op
 from rawredis_llm.protocol.settings import Sizes, Times
 
@@ -135,6 +136,54 @@ def test_gather_joins_unlike_ops(redis: Redis) -> None:
     assert redis.do(redis.client.gather([])) == []
 
 
+def test_a_command_that_waits_makes_nobody_else_wait(redis: Redis) -> None:
+    if redis.kind == "sync":
+        return  # each thread has a connection of its own: see the tests of threads
+
+    async def main() -> list[Any]:
+        call = redis.client.call
+        waiting = asyncio.ensure_future(call("XREAD", "BLOCK", 5000, "STREAMS", "s", "$"))
+        popping = asyncio.ensure_future(redis.client.pipeline([("BLPOP", "queue", 5)]))
+        await asyncio.sleep(0.05)
+        assert await asyncio.gather(*[call("PING", timeout=2) for _ in range(5)]) == [b"PONG"] * 5
+        await call("XADD", "s", "*", "f", "v")
+        await call("RPUSH", "queue", "x")
+        return [await waiting, await popping]
+
+    read, popped = redis.do(main())
+    assert popped == [[b"queue", b"x"]]
+    assert b"v" in repr(read).encode()
+
+
+def test_what_is_no_op_is_refused_by_name(redis: Redis) -> None:
+    cache = LLMCache(redis.client)
+    redis.do(cache.store("p", "r"))
+    planned = cache.plan.lookup("p")
+    with pytest.raises(TypeError, match="a list of ops, not one op"):
+        redis.do(redis.client.gather(planned))
+    for wrong in (cache.lookup("p"), ("PING",), "PING", cache.plan, None):
+        with pytest.raises(TypeError, match=r"is no op.*cache\.plan\.lookup"):
+            redis.do(redis.client.gather([wrong]))
+    with pytest.raises(TypeError, match="is no op"):
+        redis.do(redis.client.run(("PING",)))
+    several = redis.client.gather(cache.plan.lookup(prompt) for prompt in ("p", "q"))
+    assert [hit and hit.response for hit in redis.do(several)] == ["r", None]
+
+
+def test_what_is_no_client_is_refused_at_once() -> None:
+    for wrong in ("redis://localhost", Client, None):
+        with pytest.raises(TypeError, match="client must be"):
+            LLMCache(wrong)  # type: ignore[type-var]  # on purpose
+    with pytest.raises(TypeError, match="observer"):
+        Client(observer=Noted)  # type: ignore[arg-type]  # a class, not an object of it
+
+
+def test_a_name_with_white_space_is_refused_and_not_shown(redis: Redis) -> None:
+    with pytest.raises(ValueError, match="each argument by itself") as caught:
+        redis.do(redis.client.call("SET key hunter2"))
+    assert "hunter2" not in str(caught.value)
+
+
 def test_stateful_commands_are_refused_unsent(redis: Redis) -> None:
     for name in ("SUBSCRIBE", "multi", b"Monitor", "SELECT"):
         with pytest.raises(ValueError, match="shared connection"):
@@ -163,8 +212,6 @@ def test_a_server_that_hung_up_while_idle_is_not_an_error(redis: Redis) -> None:
     number = redis.do(other.call("CLIENT", "ID"))
     redis.do(redis.client.call("CLIENT", "KILL", "ID", number))
     if redis.kind == "aio":
-        import asyncio
-
         redis.do(asyncio.sleep(0.05))  # the loop must turn to see it
     assert redis.do(other.call("PING")) == b"PONG"
     assert redis.do(other.call("CLIENT", "ID")) != number

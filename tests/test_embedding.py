@@ -225,7 +225,10 @@ def test_texts_of_many_ops_are_embedded_in_one_call() -> None:
 
 def test_a_wrong_number_of_vectors_is_refused_where_texts_are_collected() -> None:
     one = as_embedder(lambda texts: [[0.0], *lengths(texts)])
-    with Client(NOBODY) as client, pytest.raises(ValueError, match="returned 3 vectors, not 2"):
+    with (
+        Client(NOBODY) as client,
+        pytest.raises(ValueError, match="returned 3 vectors for 2 texts"),
+    ):
         client.run(together([one.documents(["a"]), one.documents(["bb"])]))
 
 

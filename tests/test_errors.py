@@ -52,6 +52,11 @@ SEARCH: list[tuple[str, str, type[ReplyError]]] = [
     ("FT.DROPINDEX", "Unknown Index name", errors.IndexNotFoundError),
     ("FT.DROPINDEX", "nope: no such index", errors.IndexNotFoundError),
     ("FT.CREATE", "Index already exists", errors.IndexExistsError),
+    (
+        "FT.SEARCH",
+        "query vector blob size (512) does not match index's expected size (256).",
+        errors.VectorSizeError,
+    ),
     ("FT.SEARCH", "ERR unknown command 'FT.SEARCH'", errors.SearchUnavailableError),
     ("FT.INFO", "ERR unknown command `ft.info`", errors.SearchUnavailableError),
     ("FT.SEARCH", "Syntax error at offset 3 near x", ReplyError),

@@ -26,8 +26,10 @@ from ..protocol.operation import (
     Runnable,
     as_member,
     command_name,
+    may_block,
     name_of,
     refuse_stateful,
+    steps_of,
     together,
 )
 from ..protocol.resp import encode
@@ -46,6 +48,8 @@ T = TypeVar("T")
 
 class AsyncClient(AsyncRunner):
     """A Redis client for any number of tasks over one socket. Creating one does no I/O.
+
+    Commands that wait in the server (BLPOP, XREAD BLOCK, WAIT, ...) have a socket of their own.
 
     `timeout` is the limit, in seconds, of every exchange: connecting, sending and reading together
     (default 5; None: no limit). `connect_timeout` (default: `timeout`) shortens it for connecting.
@@ -131,7 +135,7 @@ class AsyncClient(AsyncRunner):
         """Run an op (or a single `Command`) and return its result."""
         if type(op) is Command:
             return op.value(await self._one(op.args, self._timeout))
-        steps = iter(op)
+        steps = steps_of(op)
         try:
             request = next(steps)
             while True:
@@ -186,7 +190,8 @@ class AsyncClient(AsyncRunner):
 
     async def _one(self, args: Sequence[Any], limit: float) -> Any:
         refuse_stateful(args)
-        reply = (await self._exchange([(encode(args), 1)], args, limit))[0]
+        portions = [(encode(args), 1)]
+        [reply] = await self._exchange(portions, args, limit, alone=may_block(args))
         if isinstance(reply, ReplyError):
             raise reply_error(reply.message, command_name(args), reply.address)
         return reply
@@ -195,19 +200,28 @@ class AsyncClient(AsyncRunner):
         portions = batch.encode()
         if not portions:
             return batch.result([])
-        return batch.result(await self._exchange(portions, batch, self._timeout))
+        return batch.result(
+            await self._exchange(portions, batch, self._timeout, alone=batch.blocks)
+        )
 
     async def _exchange(
-        self, portions: list[tuple[bytes, int]], what: Batch | Sequence[Any], limit: float
+        self,
+        portions: list[tuple[bytes, int]],
+        what: Batch | Sequence[Any],
+        limit: float,
+        *,
+        alone: bool,
     ) -> list[Any]:
         loop = asyncio.get_running_loop()
         start = loop.time()
         failure: BaseException | None = None
         try:
+            if alone:  # it may wait in the server: not on the socket that others share
+                return await self._exchange_alone(portions, start + limit)
             connection = self._connection
             if connection is None or connection.closed or connection.loop is not loop:
                 connection = await self._reconnect(loop, start + limit)
-            replies: list[Any] = await connection.request(portions, start + limit)
+            replies = await connection.request(portions, start + limit)
         except BaseException as error:
             if isinstance(error, RedisError):
                 error.command = name_of(what)
@@ -219,6 +233,17 @@ class AsyncClient(AsyncRunner):
                 sizes = Sizes(sum(len(data) for data, _ in portions), None)
                 self._observer.command(name_of(what), times, sizes, failure)
         return replies
+
+    async def _exchange_alone(
+        self, portions: list[tuple[bytes, int]], deadline: float
+    ) -> list[Any]:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        connection = await connect(self._settings, deadline)
+        try:
+            return await connection.request(portions, deadline)
+        finally:
+            connection.fail(_CLOSED)
 
     async def _reconnect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
         """Return this loop's connection, made by one attempt that all waiting tasks share."""

@@ -240,13 +240,13 @@ class Connection(asyncio.Protocol):
 _INTERRUPTED: Final = OutcomeUnknownError("the event loop was interrupted")
 
 
-async def connect(settings: Settings) -> Connection:
+async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
     """Return an open connection that has shaken hands.
 
     Raises ConnectError or ConnectTimeoutError, or the server's refusal.
     """
     loop = asyncio.get_running_loop()
-    limit = loop.time() + settings.connect_timeout
+    limit = min(deadline, loop.time() + settings.connect_timeout)
     connection = Connection(settings, loop)
     address = str(settings.address)
     try:

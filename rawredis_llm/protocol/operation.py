@@ -31,6 +31,7 @@ import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, overload
 
 from ..errors import (
@@ -122,7 +123,7 @@ class Batch:
     replies have been read; without, errors stand in the list, each in its place.
     """
 
-    __slots__ = ("atomic", "members", "raise_errors", "width")
+    __slots__ = ("atomic", "blocks", "members", "raise_errors", "width")
     members: tuple[Command[Any] | Batch | tuple[Any, ...], ...]
     width: int
 
@@ -135,6 +136,7 @@ class Batch:
     ) -> None:
         self.members = tuple(members)
         self.atomic = atomic
+        self.blocks = False  # whether `encode` met a command that may wait in the server
         self.raise_errors = raise_errors
         extra = [member.width - 1 for member in self.members if type(member) is Batch]
         width = len(self.members) + sum(extra)
@@ -163,10 +165,12 @@ class Batch:
         for member in self.members:
             if isinstance(member, Batch):
                 yield from member._commands()  # noqa: SLF001 - the same class
+                self.blocks = self.blocks or member.blocks
                 continue
             args = member if isinstance(member, tuple) else member.args
             if not args or type(args[0]) not in _NAMES or args[0] not in _HARMLESS:
                 refuse_stateful(args)
+                self.blocks = self.blocks or may_block(args)
             yield args
         if atomic:
             yield ("EXEC",)
@@ -285,6 +289,11 @@ class Bound(Generic[C_co]):
 
     client: C_co
 
+    def _bind(self, client: Any) -> None:
+        self.client = client
+        if not isinstance(client, (Runner, AsyncRunner, Plan)):
+            raise TypeError(f"client must be a Client or an AsyncClient, not {client!r}")
+
     def _planned(self) -> Any:
         """Return this object bound to `PLAN`; each class's `plan` gives it its type."""
         planned = copy.copy(self)
@@ -341,6 +350,8 @@ def command_name(args: Sequence[Any]) -> str:
     name = args[0]
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"a command's name is str or bytes, not {type(name).__name__}")
+    if len(name.split()) > 1:  # its second half may be a secret
+        raise ValueError("a command's name has no white space: give each argument by itself")
     return (name.decode(errors="replace") if isinstance(name, bytes) else name).upper()
 
 
@@ -359,8 +370,18 @@ def refuse_stateful(args: Sequence[Any]) -> None:
     name = command_name(args)
     if name in STATEFUL and (name != "CLIENT" or command_name([*args[1:2], ""]) in _CLIENT_STATE):
         raise ValueError(f"{name} changes the state of a shared connection; {STATEFUL[name]}")
-    if name not in STATEFUL and len(name) < 32 and len(_HARMLESS) < 1000:
+    if name not in STATEFUL and name not in BLOCKING and len(name) < 32 and len(_HARMLESS) < 1000:
         _HARMLESS.add(args[0])
+
+
+def may_block(args: Sequence[Any]) -> bool:
+    """Return True for a command that may wait in the server, and make others on its socket wait."""
+    if args and type(args[0]) in _NAMES and args[0] in _HARMLESS:
+        return False
+    name = command_name(args)
+    if name in {"XREAD", "XREADGROUP"}:
+        return any(str(arg).upper() in {"BLOCK", "B'BLOCK'"} for arg in args[1:8])
+    return name in BLOCKING
 
 
 _HARMLESS: set[str | bytes] = set()
@@ -397,6 +418,27 @@ STATEFUL = {
 for another user or database: name -> what to do instead."""
 
 
+BLOCKING = frozenset(
+    "BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN"  # noqa: SIM905 - a list to read
+    " WAIT WAITAOF XREAD XREADGROUP".split()
+)
+"""Commands that may wait in the server for something to happen."""
+
+
+def steps_of(op: Any) -> Generator[Request, Any, Any]:
+    """Return what runs an op step by step; raise TypeError for what is none."""
+    if isinstance(op, GeneratorType):
+        return op
+    if isinstance(op, (Command, Batch, Embed, Now)):
+        return iter(op)
+    if hasattr(op, "__await__") and hasattr(op, "close"):
+        op.close()  # a coroutine, which would complain of never having been awaited
+    raise TypeError(
+        f"{type(op).__name__} is no op: give a Command, or what an object's plan returns, as in"
+        " cache.plan.lookup(...)"
+    )
+
+
 def together(ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> Op[list[Any]]:
     """Run many ops in lock step: each step's commands leave in one write.
 
@@ -404,6 +446,9 @@ def together(ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> Op[l
     not cost the others a round trip. An op's error stays in its slot until all have finished; then
     the first is raised, or with `raise_errors=False` errors stand in the list.
     """
+    one: Any = ops  # an op is iterable, too; but a generator expression of ops is none
+    if isinstance(one, (Command, Batch)) or getattr(one, "__name__", "<genexpr>") != "<genexpr>":
+        raise TypeError("gather takes a list of ops, not one op")
     steps = [_Step(op) for op in ops]
     try:
         while waiting := [step for step in steps if step.request is not None]:
@@ -436,7 +481,7 @@ class _Step:
     __slots__ = ("op", "request", "result")
 
     def __init__(self, op: Runnable[Any]) -> None:
-        self.op = iter(op)
+        self.op = steps_of(op)
         self.request: Request | None = None
         self.result: Any = None
         self.resume(None)
@@ -451,6 +496,18 @@ class _Step:
             self.request, self.result = None, stop.value
         except Exception as error:  # noqa: BLE001 - it is raised, or handed over, by `together`
             self.request, self.result = None, error
+
+
+def one_each(vectors: Any, texts: list[str]) -> Any:
+    """Return what an embedder returned, if it is one vector for each text."""
+    if not hasattr(vectors, "__len__"):
+        if hasattr(vectors, "__await__"):
+            vectors.close()
+            raise TypeError("the embedder is asynchronous: use it with an AsyncClient")
+        raise TypeError(f"the embedder returned {type(vectors).__name__}, not a list or an array")
+    if len(vectors) != len(texts):
+        raise ValueError(f"the embedder returned {len(vectors)} vectors for {len(texts)} texts")
+    return vectors
 
 
 def _refuse_unsendable(steps: list[_Step]) -> bool:
@@ -478,9 +535,7 @@ def _resolve(steps: list[_Step]) -> Op[None]:
     for (call, acall), group in embeds.items():
         texts = [text for step in group for text in step.request.texts]  # type: ignore[union-attr]
         try:
-            vectors = yield Embed(texts, call, acall)
-            if len(vectors) != len(texts):
-                raise ValueError(f"the embedder returned {len(vectors)} vectors, not {len(texts)}")
+            vectors = one_each((yield Embed(texts, call, acall)), texts)
         except Exception as error:  # noqa: BLE001 - each op of the group learns of it
             for step in group:
                 step.resume(copy.copy(error))  # each raises one of its own
@@ -494,7 +549,7 @@ def _resolve(steps: list[_Step]) -> Op[None]:
 
 def watched(op: Runnable[T], see: Callable[[Request], None]) -> Op[T]:
     """Return the same op, each of whose requests is shown to `see` before it is performed."""
-    inner = iter(op)
+    inner = steps_of(op)
     step: Callable[[Any], Request] = inner.send
     value: Any = None
     try:

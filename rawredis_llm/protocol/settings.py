@@ -106,6 +106,8 @@ def make_settings(
         raise ValueError("username: a user needs a password")
     if ssl_context is not None and not address.tls:
         raise ValueError("ssl_context: only a rediss:// URL connects by TLS")
+    if observer is not None and (isinstance(observer, type) or not hasattr(observer, "command")):
+        raise TypeError("observer must be an object with command() and connection()")
     limit = seconds("timeout", _number("timeout", options, timeout))
     connect_limit = _number("connect_timeout", options, connect_timeout)
     level = _number("protocol", options, protocol)

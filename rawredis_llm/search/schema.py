@@ -298,6 +298,8 @@ class Schema:
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self.fields: dict[str, Field] = {}
+        if not isinstance(fields, (list, tuple)):
+            raise TypeError(f"fields must be a list of fields, not {type(fields).__name__}")
         for field in fields:
             if not isinstance(field, Field):
                 raise TypeError(f"fields are Text, Tag, Numeric or Vector, not {field!r}")

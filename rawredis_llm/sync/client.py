@@ -21,6 +21,7 @@ from ..protocol.operation import (
     command_name,
     name_of,
     refuse_stateful,
+    steps_of,
     together,
 )
 from ..protocol.resp import encode
@@ -107,7 +108,7 @@ class Client(Runner):
         """Run an op (or a single `Command`) and return its result."""
         if type(op) is Command:
             return op.value(self._one(op.args, self._timeout))
-        steps = iter(op)
+        steps = steps_of(op)
         try:
             request = next(steps)
             while True:
