@@ -6,16 +6,14 @@ identity, and one that does not match what was asked for is a miss.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .errors import ConnectionError, TimeoutError  # noqa: A004 - ours, not the builtins
 from .keys import (
-    clear_matching,
+    clear_entries,
     digest,
-    escape_glob,
     from_json,
     milliseconds,
     require_text,
@@ -86,7 +84,7 @@ class LLMCache(Bound[C_co]):
         on_error: str = "miss",
     ) -> None:
         self._bind(client)
-        self._namespace = require_text("namespace", namespace)
+        require_text("namespace", namespace)
         self._scope = require_text("scope", scope, empty=True)
         self._ttl = milliseconds("ttl", ttl)
         self._on_error = check_policy(on_error)
@@ -173,8 +171,7 @@ class LLMCache(Bound[C_co]):
     @operation
     def clear(self) -> Op[int]:
         """Delete every entry of this namespace and scope, and nothing else; return how many."""
-        exact = re.compile(re.escape(self._prefix.encode()) + rb"[0-9a-f]{32}")
-        return (yield from clear_matching(escape_glob(self._prefix) + "*", exact))
+        return (yield from clear_entries(self._prefix))
 
     def _identity(self, prompt: str, model: str) -> str:
         require_text("prompt", prompt)

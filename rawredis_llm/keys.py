@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ from .protocol import commands
 from .protocol.operation import Batch, Op
 
 __all__ = [
+    "clear_entries",
     "clear_matching",
     "digest",
     "distance_limit",
@@ -25,7 +25,6 @@ __all__ = [
     "indexed_key_part",
     "key_segment",
     "milliseconds",
-    "pages",
     "require_text",
     "to_json",
 ]
@@ -141,7 +140,8 @@ def clear_matching(pattern: str, exact: re.Pattern[bytes] | None = None) -> Op[i
             return deleted + (yield from commands.unlink(doomed)) if doomed else deleted
 
 
-def pages(items: list[Any], size: int) -> Iterator[list[Any]]:
-    """Yield the items in lists of at most `size`."""
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
+def clear_entries(prefix: str, digests: int = 1) -> Op[int]:
+    """Delete the keys that are `prefix` and so many digests joined by `:`; return how many."""
+    tail = b":".join([rb"[0-9a-f]{32}"] * digests)
+    exact = re.compile(re.escape(prefix.encode()) + tail)
+    return (yield from clear_matching(escape_glob(prefix) + "*", exact))

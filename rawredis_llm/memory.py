@@ -6,13 +6,12 @@ neither see nor delete what is another's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, overload
 
 from .embedding import as_embedder
 from .errors import IndexExistsError, IndexNotFoundError
-from .keys import clear_matching, digest, escape_glob, from_json, require_text, to_json
+from .keys import clear_entries, digest, from_json, require_text, to_json
 from .protocol.operation import Bound, C_co, Now, Op, Plan, operation, together
 from .retriever import Document
 from .search.query import create_index, ensure_index
@@ -109,8 +108,7 @@ class VectorMemory(Bound[C_co]):
     def clear(self) -> Op[int]:
         """Forget every turn of this scope, and nothing else; return how many."""
         prefix = f"{self._index[0].prefix if self._index else _PREFIX}{self._scope}:"
-        exact = re.compile(re.escape(prefix.encode()) + rb"[0-9a-f]{32}")
-        return (yield from clear_matching(escape_glob(prefix) + "*", exact))
+        return (yield from clear_entries(prefix))
 
     def _ensured(self, dim: int) -> VectorIndex[Plan]:
         if not self._index:

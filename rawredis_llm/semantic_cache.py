@@ -15,10 +15,9 @@ from .cache import TROUBLE, CacheHit, check_policy, forgiven, hit_of
 from .embedding import as_embedder
 from .errors import IndexExistsError, IndexNotFoundError, UnexpectedReplyError
 from .keys import (
-    clear_matching,
+    clear_entries,
     digest,
     distance_limit,
-    escape_glob,
     from_json,
     indexed_key_part,
     milliseconds,
@@ -71,7 +70,7 @@ class SemanticCache(Bound[C_co]):
     ) -> None:
         self._bind(client)
         self._embedder = as_embedder(embedder)
-        self._namespace = indexed_key_part("namespace", namespace)
+        indexed_key_part("namespace", namespace)
         self._scope = require_text("scope", scope, empty=True)
         self._max_distance = distance_limit("max_distance", max_distance)
         self._ttl = milliseconds("ttl", ttl)
@@ -192,8 +191,7 @@ class SemanticCache(Bound[C_co]):
     @operation
     def clear(self) -> Op[int]:
         """Delete every entry of this namespace and scope, and nothing else; return how many."""
-        exact = re.compile(re.escape(self._prefix.encode()) + rb"[0-9a-f]{32}")
-        return (yield from clear_matching(escape_glob(self._prefix) + "*", exact))
+        return (yield from clear_entries(self._prefix))
 
     @operation
     def drop(self) -> Op[int]:
@@ -201,8 +199,7 @@ class SemanticCache(Bound[C_co]):
         self._known.created = False
         with suppress(IndexNotFoundError):
             yield from drop_index(self._index)
-        exact = re.compile(re.escape(self._all.encode()) + rb"[0-9a-f]{32}:[0-9a-f]{32}")
-        return (yield from clear_matching(escape_glob(self._all) + "*", exact))
+        return (yield from clear_entries(self._all, digests=2))
 
     def _vector(self, prompt: str, vector: Any) -> Op[Any]:
         """Return the prompt's vector, checked, as an array of the index's type."""

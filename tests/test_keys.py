@@ -24,7 +24,6 @@ from rawredis_llm.keys import (
     escape_glob,
     from_json,
     milliseconds,
-    pages,
     require_text,
     to_json,
 )
@@ -245,11 +244,3 @@ def test_a_circle_is_refused() -> None:
 @pytest.mark.parametrize("data", [None, b"", b"\xff", b"{", "x", b'{"a":}', string.printable])
 def test_damaged_json_is_none(data: bytes | str | None) -> None:
     assert from_json(data) is None
-
-
-@pytest.mark.parametrize(
-    ("size", "wanted"), [(1, [[1], [2], [3]]), (2, [[1, 2], [3]]), (3, [[1, 2, 3]])]
-)
-def test_pages(size: int, wanted: list[list[int]]) -> None:
-    assert list(pages([1, 2, 3], size)) == wanted
-    assert list(pages([], size)) == []
