@@ -27,8 +27,8 @@ class VectorMemory(Bound[C_co]):
     """Remembers turns of conversations, and recalls those nearest to a text.
 
     Given a client, it keeps an index named `memory`, created when first needed, of the size of the
-    embedder's first vector; an embedder of another size needs an index of its own. Given a `VectorIndex`, it uses that one, which must have the field
-    `Tag("scope", case_sensitive=True)`.
+    embedder's first vector; an embedder of another size needs an index of its own. Given a
+    `VectorIndex`, it uses that one, which must have the field `Tag("scope", case_sensitive=True)`.
     """
 
     @overload

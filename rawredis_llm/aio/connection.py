@@ -68,8 +68,8 @@ def _whole(step: Callable[Concatenate[Connection, P], None]) -> Callable[..., No
         try:
             step(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - any failure in here ends this connection
-            text = error.message if isinstance(error, RedisError) else str(error)
-            self.fail(ProtocolError(text))
+            text = f"the reply could not be read: {error!r}"
+            self.fail(ProtocolError(error.message if isinstance(error, RedisError) else text))
         except BaseException:
             self.fail(_INTERRUPTED)
             raise

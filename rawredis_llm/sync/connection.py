@@ -219,7 +219,7 @@ class Connection:
         """Close, and return the error to raise for whatever broke the exchange."""
         self.close()
         kind: type[RedisError] = ProtocolError
-        text = f"the reply could not be read: {error}"
+        text = f"the reply could not be read: {error!r}"
         if isinstance(error, RedisError):
             kind, text = type(error), error.message
         elif isinstance(error, TimeoutError):
