@@ -11,8 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from rawredis_llm import AsyncClient, Client, EmbeddedServer
+
+# How long an example takes says nothing here, on a machine that others use too.
+settings.register_profile("no-deadline", deadline=None)
+settings.load_profile("no-deadline")
 
 
 @pytest.fixture(scope="session")

@@ -227,7 +227,7 @@ def test_no_server_is_a_connect_error_that_says_what_to_do(redis: Redis) -> None
 
 def test_an_unanswered_call_times_out_and_says_so(redis: Redis) -> None:
     with pytest.raises(errors.ReadTimeoutError) as caught:
-        redis.do(redis.client.call("BLPOP", "never", 0, timeout=0.1))
+        redis.do(redis.client.call("BLPOP", "never", 0, timeout=0.5))
     assert isinstance(caught.value, TimeoutError)
     assert isinstance(caught.value, errors.OutcomeUnknownError)
     # Whoever calls next gets an answer of its own, not the late one.
@@ -321,7 +321,7 @@ def test_tls_is_verified_with_the_host_name(redis: Redis) -> None:
         assert redis.do(client.call("GET", "k")) == value
         assert redis.do(client.pipeline([("ECHO", i) for i in range(100)]))[99] == b"99"
         with pytest.raises(errors.ReadTimeoutError):
-            redis.do(client.call("BLPOP", "never", 0, timeout=0.1))
+            redis.do(client.call("BLPOP", "never", 0, timeout=0.5))
         redis.do(redis.client.call("RPUSH", "never", "late"))
         assert redis.do(client.call("ECHO", "mine")) == b"mine"
         unknown = redis.connect(url=f"rediss://localhost:{port}")
@@ -386,7 +386,7 @@ def test_many_threads_share_few_connections(server: EmbeddedServer) -> None:
 
 
 def test_a_pool_without_a_free_connection_times_out(server: EmbeddedServer) -> None:
-    with Client(server.url, max_connections=1, timeout=0.2) as client, Client(server.url) as other:
+    with Client(server.url, max_connections=1, timeout=0.5) as client, Client(server.url) as other:
         busy = threading.Thread(target=lambda: client.call("BLPOP", "queue", 0, timeout=5))
         busy.start()
         while not other.call("INFO", "clients").count(b"blocked_clients:1"):

@@ -198,14 +198,14 @@ def test_a_late_answer_is_dropped(redis: Redis, scripted: Callable[..., Scripted
 
     client = redis.connect(url=scripted(late, GOOD).url)
     with pytest.raises(errors.ReadTimeoutError):
-        redis.do(client.call("GET", "slow", timeout=0.1))
+        redis.do(client.call("GET", "slow", timeout=0.5))
     release.set()
     assert redis.do(client.call("GET", "k")) == b"good"
 
 
 def test_a_silent_server_is_given_up(redis: Redis, scripted: Callable[..., Scripted]) -> None:
     server = scripted(answers(), GOOD)
-    client = redis.connect(url=server.url, timeout=0.2)
+    client = redis.connect(url=server.url, timeout=0.5)
     with pytest.raises(errors.ReadTimeoutError):
         redis.do(client.call("GET", "k"))
     assert redis.do(client.call("GET", "k")) == b"good"
@@ -331,7 +331,7 @@ def test_an_interrupt_in_the_middle_of_reading_crosses_nothing(server: EmbeddedS
     from rawredis_llm.aio import connection as module
 
     loop = asyncio.new_event_loop()
-    client = AsyncClient(server.url, timeout=0.3)
+    client = AsyncClient(server.url, timeout=0.5)
 
     async def ask(*words: str) -> list[object]:
         calls = [client.call("ECHO", word) for word in words]
@@ -398,7 +398,7 @@ def test_an_async_client_works_in_uvloop(server: EmbeddedServer) -> None:
     async def main() -> list[bytes]:
         async with AsyncClient(server.url) as client:
             with pytest.raises(errors.ReadTimeoutError):
-                await client.call("BLPOP", "never", 0, timeout=0.05)
+                await client.call("BLPOP", "never", 0, timeout=0.5)
         async with AsyncClient(server.url) as client:
             return list(await asyncio.gather(*[client.call("ECHO", i) for i in range(3)]))
 
