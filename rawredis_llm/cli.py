@@ -51,7 +51,12 @@ def _parser() -> argparse.ArgumentParser:
         help="your documents: paragraphs (.txt) or objects (.jsonl)",
     )
     demo.add_argument("--url", help="a Redis with search (default: one is started for the demo)")
-    demo.add_argument("--embedder", choices=("wordllama", "hashing"), default="wordllama")
+    demo.add_argument(
+        "--embedder",
+        choices=("wordllama", "hashing"),
+        default="wordllama",
+        help="a real one, or a lexical one of numpy alone (default: wordllama)",
+    )
     demo.add_argument("--explain", action="store_true", help="print the argv of each command")
     serve = commands.add_parser("serve", help="run a Redis with search in the foreground")
     serve.add_argument("--port", type=int, default=6379, help="on 127.0.0.1 (default 6379; 0: any)")

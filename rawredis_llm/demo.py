@@ -82,7 +82,7 @@ def embedder_named(name: str) -> WordLlamaEmbedder | LexicalEmbedder:
     except ImportError as error:
         raise ValueError(
             "wordllama is not installed: pip install 'rawredis-llm[demo]', or take"
-            " --embedder hashing, which needs nothing"
+            " --embedder hashing, which needs numpy alone"
         ) from error
 
 
