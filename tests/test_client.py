@@ -67,6 +67,8 @@ def test_pipeline_encodes_all_before_it_sends_any(redis: Redis) -> None:
         redis.do(redis.client.pipeline([("SET", "k", "v"), ("SET", "k", "\ud800")]))
     with pytest.raises(TypeError, match="not one text"):
         redis.do(redis.client.pipeline(["GET k"]))
+    with pytest.raises(TypeError, match="not one text"):
+        Command("PING")
     assert redis.do(redis.client.call("EXISTS", "k")) == 0
 
 

@@ -87,8 +87,8 @@ class Command(Generic[T_co]):
     __slots__ = ("args", "decode")
     width = 1
 
-    def __init__(self, args: tuple[Any, ...], decode: Callable[[Any], T_co] | None = None) -> None:
-        self.args = args
+    def __init__(self, args: Sequence[Any], decode: Callable[[Any], T_co] | None = None) -> None:
+        self.args = args if type(args) is tuple else _arguments(args)
         self.decode = decode
 
     def __iter__(self) -> Generator[Request, Any, T_co]:
@@ -338,9 +338,13 @@ def as_member(command: Sequence[Any] | Command[Any]) -> Command[Any] | tuple[Any
     """
     if type(command) is tuple or isinstance(command, Command):
         return command
-    if isinstance(command, (str, bytes, bytearray, memoryview, dict)):
+    return _arguments(command)
+
+
+def _arguments(args: Sequence[Any]) -> tuple[Any, ...]:
+    if isinstance(args, (str, bytes, bytearray, memoryview, dict)):
         raise TypeError("a command is a sequence of arguments such as ('GET', key), not one text")
-    return tuple(command)
+    return tuple(args)
 
 
 def command_name(args: Sequence[Any]) -> str:
