@@ -62,6 +62,12 @@ def check_policy(on_error: str) -> str:
     return on_error
 
 
+def require_metadata(metadata: Any) -> None:
+    """Raise TypeError unless it is a dict or None."""
+    if not isinstance(metadata, (dict, type(None))):
+        raise TypeError(f"metadata must be a dict or None, not {type(metadata).__name__}")
+
+
 TROUBLE: Final = (ConnectionError, TimeoutError)
 """What on_error="miss" forgives: the server cannot be reached or does not answer. A refusal (wrong
 password, no permission, no search module) is the user's to see and always raises."""
@@ -186,8 +192,7 @@ class LLMCache(Bound[C_co]):
         metadata: dict[str, Any] | None,
     ) -> Op[list[str]]:
         px = self._ttl if ttl is None else milliseconds("ttl", ttl)
-        if not isinstance(metadata, (dict, type(None))):
-            raise TypeError(f"metadata must be a dict or None, not {type(metadata).__name__}")
+        require_metadata(metadata)
         identities = [self._identity(prompt, model) for prompt, _ in entries]
         created = yield from Now()
         writes = []

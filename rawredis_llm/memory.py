@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import Any, overload
 
 from .embedding import as_embedder
-from .errors import IndexExistsError, IndexNotFoundError
+from .errors import IndexNotFoundError
 from .keys import clear_entries, digest, from_json, require_text, to_json
-from .protocol.operation import Bound, C_co, Now, Op, Plan, operation, together
+from .protocol.operation import Bound, C_co, Now, Op, Plan, operation
 from .retriever import Document
-from .search.query import create_index, ensure_index
+from .search.query import ensure_index, write_indexed
 from .search.schema import Tag, Vector, whole_number
 from .vector_index import Row, VectorIndex
 
@@ -75,12 +75,7 @@ class VectorMemory(Bound[C_co]):
         identity = f"{self._scope}:{digest(data)}"
         fields = {"scope": self._scope, "text": text, "turn": data, "created": (yield from Now())}
         write = index.load([identity], vectors, [fields])
-        # In the same write, because somebody may have flushed: what is not indexed is not found.
-        again = create_index(index.name, (index.prefix,), index.schema)
-        outcomes = yield from together([again, write], raise_errors=False)
-        for outcome in outcomes:
-            if isinstance(outcome, Exception) and not isinstance(outcome, IndexExistsError):
-                raise outcome
+        yield from write_indexed(index.name, (index.prefix,), index.schema, write)
         return identity
 
     @operation

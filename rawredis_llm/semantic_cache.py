@@ -11,9 +11,9 @@ import re
 from contextlib import suppress
 from typing import Any
 
-from .cache import TROUBLE, CacheHit, check_policy, forgiven, hit_of
+from .cache import TROUBLE, CacheHit, check_policy, forgiven, hit_of, require_metadata
 from .embedding import as_embedder
-from .errors import IndexExistsError, IndexNotFoundError, UnexpectedReplyError
+from .errors import IndexNotFoundError, UnexpectedReplyError
 from .keys import (
     clear_entries,
     digest,
@@ -26,7 +26,7 @@ from .keys import (
 )
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Command, Now, Op, Plan, operation
-from .search.query import DISTANCE, create_index, drop_index, ensure_index, knn
+from .search.query import DISTANCE, drop_index, ensure_index, knn, write_indexed
 from .search.replies import SearchReply
 from .search.schema import Schema, Tag, Vector
 from .search.vectors import as_vector, similarity
@@ -150,8 +150,7 @@ class SemanticCache(Bound[C_co]):
         require_text("prompt", prompt)
         require_text("response", response, empty=True)
         px = self._ttl if ttl is None else milliseconds("ttl", ttl)
-        if not isinstance(metadata, (dict, type(None))):
-            raise TypeError(f"metadata must be a dict or None, not {type(metadata).__name__}")
+        require_metadata(metadata)
         to_json("metadata", metadata)
         tag = self._model_tag(model)
         identity = digest(self._owner, tag, prompt)
@@ -175,11 +174,8 @@ class SemanticCache(Bound[C_co]):
         if not self._known.created:
             yield from ensure_index(self._index, (self._all,), schema)
             self._known.created, self._known.dim = True, schema.vector.dim
-        # Again in the same write, because somebody may have flushed meanwhile.
-        create = create_index(self._index, (self._all,), schema)
-        for outcome in (yield from Batch([create, Batch(write, atomic=True)], raise_errors=False)):
-            if isinstance(outcome, Exception) and not isinstance(outcome, IndexExistsError):
-                raise outcome
+        transaction = Batch(write, atomic=True)
+        yield from write_indexed(self._index, (self._all,), schema, transaction)
 
     @operation
     def delete(self, id: str) -> Op[bool]:  # noqa: A002 - the API's own name

@@ -11,6 +11,7 @@ import random
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import FrameType
@@ -288,6 +289,24 @@ def test_signals_that_are_handled_do_not_prolong_a_call(server: EmbeddedServer) 
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
     assert ticks > 5
+
+
+def test_a_waiter_whose_server_was_interrupted_is_not_lost(server: EmbeddedServer) -> None:
+    with Client(server.url, max_connections=1) as client:
+        pool = client._pool
+        connection = pool.acquire(time.monotonic() + 5)
+        found: list[object] = []
+        waiting = threading.Thread(target=lambda: found.append(pool.acquire(time.monotonic() + 5)))
+        waiting.start()
+        while not pool._waiters:
+            pass
+        # As far as an interrupt lets `_serve` come: handed over, but the gate never opened.
+        pool._waiters[0].connection = connection
+        waiting.join(4)
+        assert found == [connection]
+        assert not pool._waiters
+        pool.release(connection)
+        assert client.call("PING") == b"PONG"
 
 
 def test_cancelled_tasks_cross_nothing_and_cost_no_connection(server: EmbeddedServer) -> None:

@@ -29,14 +29,12 @@ from ..errors import (
     RedisError,
     ReplyError,
 )
-from ..protocol.resp import NOT_ENOUGH, Decoder, Push, encode_many
+from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many
 from ..protocol.settings import Settings
 
 __all__ = ["Connection", "connect"]
 
 P = ParamSpec("P")
-
-CHUNK: Final = 65536  # bytes: the most that hiredis takes at once without slowing down
 
 
 LONGEST_SILENCE: Final = 20.0  # seconds; stands for a client's time limit where it has none
@@ -138,7 +136,7 @@ class Connection(asyncio.Protocol):
 
     @_whole
     def _expire(self) -> None:
-        """Time out what is due. One timer serves all slots: arming one per call costs 1 us."""
+        """Time out what is due. One timer serves all slots: arming one per call costs 1.5 us."""
         self._timer = None
         now = self.loop.time()
         following = math.inf

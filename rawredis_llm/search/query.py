@@ -11,11 +11,20 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from ..errors import IndexExistsError
-from ..protocol.operation import Command, Op
+from ..protocol.operation import Batch, Command, Op, Runnable, steps_of, together
 from .replies import IndexInfo, SearchReply, index_info, search_reply, total_results
 from .schema import Schema
 
-__all__ = ["DISTANCE", "count", "create_index", "drop_index", "ensure_index", "info", "knn"]
+__all__ = [
+    "DISTANCE",
+    "count",
+    "create_index",
+    "drop_index",
+    "ensure_index",
+    "info",
+    "knn",
+    "write_indexed",
+]
 
 T = TypeVar("T")
 
@@ -48,6 +57,19 @@ def ensure_index(name: str, prefixes: Sequence[str], schema: Schema) -> Op[bool]
         schema.compare(name, found.attributes, prefixes, found.prefixes)
         return False
     return True
+
+
+def write_indexed(
+    name: str, prefixes: Sequence[str], schema: Schema, write: Runnable[Any] | Batch
+) -> Op[None]:
+    """Write documents, and in the same write create their index if somebody dropped it meanwhile.
+
+    What is not indexed is not found, and a process that only writes would never notice.
+    """
+    again = create_index(name, prefixes, schema)
+    for outcome in (yield from together([again, steps_of(write)], raise_errors=False)):
+        if isinstance(outcome, Exception) and not isinstance(outcome, IndexExistsError):
+            raise outcome
 
 
 def drop_index(name: str, *, documents: bool = False) -> Command[bytes]:

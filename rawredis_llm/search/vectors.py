@@ -124,8 +124,9 @@ def _numbers(values: Any, dtype: str, name: str) -> Array:
 
 
 def _check(matrix: Array, metric: str, name: str) -> None:
-    # A sum of squares that is finite and above zero proves a row good at a tenth of the price of
-    # isfinite(). The server sums float16 as float32, so half of the numbers must not overflow here.
+    # A sum of squares that is finite and above zero proves a row good at half the price of
+    # isfinite() and any(). The server sums float16 as float32, so half of the numbers must not
+    # overflow here.
     precision = np.result_type(matrix.dtype, np.float32)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix, dtype=precision)

@@ -14,7 +14,7 @@ import select
 import socket
 from collections.abc import Iterable
 from time import monotonic
-from typing import Any, Final
+from typing import Any
 
 from ..errors import (
     ConnectError,
@@ -25,12 +25,10 @@ from ..errors import (
     RedisError,
     ReplyError,
 )
-from ..protocol.resp import NOT_ENOUGH, Decoder, Push, encode_many
+from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many
 from ..protocol.settings import Settings
 
 __all__ = ["Connection"]
-
-CHUNK: Final = 65536  # bytes a read: the most that hiredis takes at once without slowing down
 
 
 class Connection:
@@ -75,11 +73,7 @@ class Connection:
             self._decoder = Decoder(self._address)
             self._gets = self._decoder.gets
             replies = self.exchange(encode_many(settings.handshake()), limit)
-        except (
-            RedisError,
-            OSError,
-            UnicodeError,
-        ) as error:  # UnicodeError: an impossible host name
+        except (RedisError, OSError, UnicodeError) as error:  # the last: no possible host name
             self.close()
             raise self._not_connected(error) from error
         for reply in replies:
