@@ -15,6 +15,7 @@ __all__ = [
     "AskError",
     "AuthenticationError",
     "BusyError",
+    "CertificateError",
     "ClusterDownError",
     "ConnectError",
     "ConnectTimeoutError",
@@ -92,6 +93,12 @@ class ConnectError(ConnectionError):
         "Is a server running there? `rawredis-llm serve` starts one with search, "
         "docker/ has a container"
     )
+
+
+class CertificateError(ConnectError):
+    """The server's certificate is not one that the client trusts, or is not for this host."""
+
+    hint = "See tls_ca_cert_file= in the URL, or give an ssl_context="
 
 
 class ProtocolError(ConnectionError):
@@ -237,6 +244,7 @@ _BY_CODE: dict[str, type[ReplyError]] = {
     "BUSY": BusyError,
     "CLUSTERDOWN": ClusterDownError,
     "CROSSSLOT": CrossSlotError,
+    "ERRCLUSTER": ClusterDownError,
     "EXECABORT": ExecAbortError,
     "LOADING": LoadingError,
     "MASTERDOWN": MasterDownError,

@@ -153,7 +153,7 @@ def test_a_secret_is_equal_by_its_text_and_shows_none() -> None:
 def checked(url: str = "redis://cache", **given: Any) -> Settings:
     """Return the settings that a client makes of its parameters, by its own defaults."""
     defaults: dict[str, Any] = dict(Client.__init__.__kwdefaults__ or {})
-    return make_settings(url, **{**defaults, **given})
+    return make_settings({**defaults, "url": url, **given})
 
 
 URL_WITH_SECRET = f"rediss://ada:{SECRET}@cache:7000/2?client_name=me"
@@ -216,28 +216,6 @@ def test_options_of_the_url_count_before_parameters(
 
 
 @pytest.mark.parametrize(
-    ("url", "given", "commands"),
-    [
-        ("redis://c", {}, [("HELLO", 3)]),
-        ("redis://c/2", {"protocol": 2}, [("HELLO", 2), ("SELECT", 2)]),
-        ("redis://:pw@c", {}, [("HELLO", 3, "AUTH", "default", "pw")]),
-        ("redis://ada:@c", {}, [("HELLO", 3, "AUTH", "ada", "")]),
-        ("redis://ada:pw@c", {"username": "bob"}, [("HELLO", 3, "AUTH", "bob", "pw")]),
-        ("redis://ada:pw@c", {"password": "new"}, [("HELLO", 3, "AUTH", "ada", "new")]),
-        (
-            "redis://c",
-            {"password": "pw", "client_name": "me"},
-            [("HELLO", 3, "AUTH", "default", "pw", "SETNAME", "me")],
-        ),
-    ],
-)
-def test_the_handshake_says_what_was_given(
-    url: str, given: dict[str, Any], commands: list[tuple[Any, ...]]
-) -> None:
-    assert checked(url, **given).handshake() == commands
-
-
-@pytest.mark.parametrize(
     ("url", "given", "kind", "part"),
     [
         ("redis://c", {"timeout": 0}, ValueError, "timeout must be above 0"),
@@ -250,10 +228,10 @@ def test_the_handshake_says_what_was_given(
         ("redis://c?timeout=nan", {}, ValueError, "timeout must be above 0"),
         ("redis://c?timeout=soon", {}, ValueError, "url: timeout must be a number"),
         ("redis://c?connect_timeout=", {}, ValueError, "url: connect_timeout must be a number"),
-        ("redis://c", {"protocol": 4}, ValueError, "protocol must be 2 or 3"),
-        ("redis://c", {"protocol": True}, ValueError, "protocol must be 2 or 3"),
-        ("redis://c", {"protocol": "3"}, ValueError, "protocol must be 2 or 3"),
-        ("redis://c?protocol=1", {}, ValueError, "protocol must be 2 or 3"),
+        ("redis://c", {"protocol": 4}, ValueError, "protocol must be a whole number from 2 to 3"),
+        ("redis://c", {"protocol": True}, ValueError, "protocol must be a whole number from 2 to 3"),
+        ("redis://c", {"protocol": "3"}, ValueError, "protocol must be a whole number from 2 to 3"),
+        ("redis://c?protocol=1", {}, ValueError, "protocol must be a whole number from 2 to 3"),
         ("redis://c", {"max_connections": 0}, ValueError, "max_connections must be a whole"),
         ("redis://c", {"max_connections": 2.5}, ValueError, "max_connections must be a whole"),
         ("redis://c", {"max_connections": True}, ValueError, "max_connections must be a whole"),
@@ -265,7 +243,28 @@ def test_the_handshake_says_what_was_given(
         ("redis://c", {"client_name": b"a"}, TypeError, "client_name must be a str"),
         ("redis://c?client_name=a+b", {}, ValueError, "client_name must be printable"),
         ("redis://c", {"username": 5}, TypeError, "username must be a str"),
-        ("redis://c", {"ssl_context": object()}, ValueError, "ssl_context: only a rediss://"),
+        ("redis://c", {"ssl_context": object()}, ValueError, "ssl_context and the tls_ options: only"),
+        ("redis://c?tls_verify=none", {}, ValueError, "ssl_context and the tls_ options: only"),
+        ("rediss://c?tls_verify=no", {}, ValueError, "url: tls_verify must be"),
+        ("rediss://c?tls_key_file=k", {}, ValueError, "url: tls_key_file needs a tls_cert_file"),
+        (
+            "rediss://c?tls_verify=none",
+            {"ssl_context": object()},
+            ValueError,
+            "ssl_context: give a context or tls_ options",
+        ),
+        ("redis://c", {"idle_timeout": 0}, ValueError, "idle_timeout must be above 0"),
+        ("redis://c", {"keepalive": -1}, ValueError, "keepalive must be a whole number"),
+        ("redis://c", {"keepalive": None}, ValueError, "keepalive must be a whole number"),
+        ("redis://c?keepalive=often", {}, ValueError, "url: keepalive must be a number"),
+        ("redis://c", {"retry": 3}, TypeError, "retry must be a Retry or None"),
+        ("redis://c", {"on_push": 3}, TypeError, "on_push must be callable"),
+        ("redis://c", {"credentials": "pw"}, TypeError, "credentials must be callable"),
+        ("redis://:x@c", {"credentials": str}, ValueError, "credentials: give a function or a"),
+        ("redis://c", {"integrity": "yes"}, ValueError, "integrity must be 'echo' or None"),
+        ("redis://c?integrity=crc", {}, ValueError, "integrity must be 'echo' or None"),
+        ("redis://c", {"password": "\ud800"}, ValueError, "password is not valid Unicode"),
+        ("redis://c", {"observer": object()}, TypeError, "observer must be an object"),
     ],
 )
 @pytest.mark.parametrize("make", [checked, Client, AsyncClient])
@@ -279,12 +278,12 @@ def test_a_wrong_parameter_is_named(
 
 def test_tls_verifies_unless_a_context_says_otherwise() -> None:
     own = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    default = checked("rediss://c").tls()
+    default = checked("rediss://c").tls
     assert default is not None
     assert default.check_hostname
     assert default.verify_mode == ssl.CERT_REQUIRED
-    assert checked("rediss://c", ssl_context=own).tls() is own
-    assert checked("redis://c").tls() is None
+    assert checked("rediss://c", ssl_context=own).tls is own
+    assert checked("redis://c").tls is None
 
 
 @pytest.mark.parametrize(

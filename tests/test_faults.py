@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import signal
 import socket
 import threading
@@ -49,8 +50,10 @@ class Scripted:
     def _play(sock: socket.socket, script: Script) -> None:
         with sock, suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            assert b"HELLO" in sock.recv(65536)
-            sock.sendall(b"%0\r\n")
+            handshake = sock.recv(65536)
+            assert b"HELLO" in handshake
+            commands = len(re.findall(rb"\*\d+\r\n\$", handshake))
+            sock.sendall(b"%0\r\n" + b"+OK\r\n" * (commands - 1))
             script(sock)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rawredis_llm import AsyncClient, Client
-from rawredis_llm.protocol.operation import STATEFUL, Command, as_member, refuse_stateful
+from rawredis_llm.protocol.operation import STATEFUL, Command, as_member, vet
 from rawredis_llm.protocol.settings import Sizes, Times
 
 
@@ -39,7 +39,7 @@ NOWHERE = "redis://127.0.0.1:1"  # nobody listens: whatever is sent ends in a Co
 
 
 def stateful(name: str) -> tuple[str, ...]:
-    """Return the command in full; of CLIENT only some subcommands are stateful."""
+    """Return the command in full; CLIENT and HELLO have forms that change nothing."""
     return (name, "REPLY", "OFF") if name == "CLIENT" else (name, "x")
 
 
@@ -60,7 +60,7 @@ def test_a_command_of_state_is_refused_and_says_what_to_do(name: str) -> None:
     first, *rest = stateful(name)
     for spelling in (first, first.lower(), first.encode(), first.lower().encode()):
         with pytest.raises(ValueError, match=f"^{name} ") as caught:
-            refuse_stateful((spelling, *rest))
+            vet((spelling, *rest))
         assert STATEFUL[name] in str(caught.value)
 
 
@@ -72,9 +72,9 @@ def test_no_command_of_state_is_forgotten() -> None:
 
 @pytest.mark.parametrize("part", ["reply", b"TRACKING", "Caching"])
 def test_only_some_of_client_is_refused(part: str | bytes) -> None:
-    refuse_stateful((b"client", "ID"))
+    vet((b"client", "ID"))
     with pytest.raises(ValueError, match="CLIENT"):
-        refuse_stateful((b"client", part, "ON"))
+        vet((b"client", part, "ON"))
 
 
 @pytest.mark.parametrize(
@@ -82,13 +82,13 @@ def test_only_some_of_client_is_refused(part: str | bytes) -> None:
 )
 def test_other_commands_pass_again_and_again(args: tuple[Any, ...]) -> None:
     for _ in range(3):
-        refuse_stateful(args)
+        vet(args)
 
 
 @pytest.mark.parametrize("name", [bytearray(b"MULTI"), memoryview(b"MULTI"), ["MULTI"], 5, None])
 def test_a_name_is_text_or_bytes(name: Any) -> None:
     with pytest.raises(TypeError):
-        refuse_stateful((name, "k"))
+        vet((name, "k"))
 
 
 def test_an_enum_is_refused_by_its_value() -> None:
@@ -96,7 +96,7 @@ def test_an_enum_is_refused_by_its_value() -> None:
         BEGIN = "multi"
 
     with pytest.raises(ValueError, match=r"^MULTI "):
-        refuse_stateful((Verb.BEGIN,))
+        vet((Verb.BEGIN,))
 
 
 @pytest.mark.parametrize("name", sorted(STATEFUL))

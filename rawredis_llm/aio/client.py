@@ -10,35 +10,45 @@ import inspect
 import math
 import os
 import weakref
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from copy import copy
 from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import ConnectTimeoutError, OutcomeUnknownError, RedisError, ReplyError, reply_error
+from ..errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    PoolTimeoutError,
+    RedisError,
+    ReplyError,
+    WatchError,
+    reply_error,
+)
+from ..protocol.client import BaseClient
+from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
     AsyncRunner,
     Batch,
     Command,
     Embed,
+    Op,
     Request,
     Runnable,
     as_member,
     command_name,
-    may_block,
     name_of,
-    refuse_stateful,
     steps_of,
-    together,
+    vet,
 )
-from ..protocol.resp import encode
-from ..protocol.settings import Observer, Sizes, Times, make_settings, seconds
-from .connection import Connection, connect
+from ..protocol.resp import encode, encode_many
+from ..protocol.retry import Retry, refusal
+from ..protocol.settings import ConnectionFigures, Sizes, Times
+from .connection import Connection, connect, left
+from .pubsub import Subscription
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
-
     from typing_extensions import Self
 
 __all__ = ["AsyncClient"]
@@ -46,57 +56,42 @@ __all__ = ["AsyncClient"]
 T = TypeVar("T")
 
 
-class AsyncClient(AsyncRunner):
+class _Lane:
+    """One event loop's connections: the one that tasks share, and others for commands that wait."""
+
+    def __init__(self) -> None:
+        self.shared: Connection | None = None
+        self.attempt: asyncio.Task[Connection] | None = None
+        self.spare: list[Connection] = []
+        self.taken = 0  # places for commands that wait
+        self.waiters: deque[asyncio.Future[None]] = deque()
+
+    def free_place(self) -> None:
+        """Give a place to who waited longest, or back."""
+        if self.waiters:
+            self.waiters.popleft().set_result(None)
+        else:
+            self.taken -= 1
+
+
+class AsyncClient(BaseClient, AsyncRunner):
     """A Redis client for any number of tasks over one socket. Creating one does no I/O.
 
-    Commands that wait in the server (BLPOP, XREAD BLOCK, WAIT, ...) have a socket of their own.
-
-    `timeout` is the limit, in seconds, of every exchange: connecting, sending and reading together
-    (default 5; None: no limit). `connect_timeout` (default: `timeout`) shortens it for connecting.
-    `max_connections` is there to equal `Client`: one socket serves all tasks. `protocol` is 3 or 2.
-    `ssl_context` replaces the verifying default of `rediss://`. `observer` is told of each
-    exchange. Options in the URL count before parameters.
-
-    Raises ValueError or TypeError naming the parameter that is wrong.
+    Commands that wait in the server (BLPOP, XREAD BLOCK, WAIT, ...) have sockets of their own.
     """
 
-    def __init__(
-        self,
-        url: str = "redis://localhost:6379/0",
-        *,
-        timeout: float | None = 5.0,
-        connect_timeout: float | None = None,
-        max_connections: int = 32,
-        username: str | None = None,
-        password: str | None = None,
-        client_name: str | None = None,
-        protocol: int = 3,
-        ssl_context: SSLContext | None = None,
-        observer: Observer | None = None,
-    ) -> None:
-        self._settings = make_settings(
-            url,
-            timeout=timeout,
-            connect_timeout=connect_timeout,
-            max_connections=max_connections,
-            username=username,
-            password=password,
-            client_name=client_name,
-            protocol=protocol,
-            ssl_context=ssl_context,
-            observer=observer,
-        )
-        self._timeout = self._settings.timeout
-        self._observer = observer
-        self._closed = False
-        # One connection for each event loop that the client meets; `_connection` is the last used.
-        self._connection: Connection | None = None
-        self._connections: dict[asyncio.AbstractEventLoop, Connection] = {}
-        self._attempts: dict[asyncio.AbstractEventLoop, asyncio.Task[Connection]] = {}
-        _clients.add(self)
+    _leased = False
 
-    def __repr__(self) -> str:
-        return f"<AsyncClient {self._settings.address}>"
+    def _start(self) -> None:
+        self._closed = False
+        self._ages = self._settings.idle_timeout != math.inf
+        self._connection: Connection | None = None  # the shared one that was used last
+        self._lanes: dict[asyncio.AbstractEventLoop, _Lane] = {}
+        self._live: set[Connection] = set()
+        self._created = self._waited = 0
+        self._wait_time = 0.0
+        self._dropped: Counter[str] = Counter()
+        _clients.add(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,36 +100,27 @@ class AsyncClient(AsyncRunner):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; calls in flight fail, calls after this raise RuntimeError."""
+        """Close the connections; calls in flight fail, calls after this raise RuntimeError."""
         self._closed = True
         self._connection = None
         here = asyncio.get_running_loop()
-        if here in self._attempts:
-            self._attempts[here].cancel()
-        for loop, connection in list(self._connections.items()):
-            if loop is here:
-                connection.fail(_CLOSED)
-            elif loop.is_closed():
+        attempt = self._lane(here).attempt
+        if attempt is not None:
+            attempt.cancel()
+        for connection in list(self._live):
+            if connection.loop is here:
+                connection.close()
+            elif connection.loop.is_closed():
                 connection.abandon()
             else:
-                loop.call_soon_threadsafe(connection.fail, _CLOSED)
-        self._connections.clear()
+                connection.loop.call_soon_threadsafe(connection.close)
+        self._lanes.clear()
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
-
-    async def call(self, *args: Any, timeout: float | None = None) -> Any:
-        """Send one command and return its reply: bytes, int, float, bool, None, list or dict.
-
-        Status replies are bytes (`b"OK"`). `timeout` (seconds) replaces the client's for this call.
-        Raises ReplyError for a server's error, TypeError or ValueError for an argument that has no
-        form on the wire and for commands that would change a shared connection's state.
-        """
-        limit = self._timeout if timeout is None else seconds("timeout", timeout)
-        return await self._one(args, limit)
 
     async def run(self, op: Runnable[T]) -> T:
         """Run an op (or a single `Command`) and return its result."""
         if type(op) is Command:
-            return op.value(await self._one(op.args, self._timeout))
+            return op.value(await self._one(op.args))
         steps = steps_of(op)
         try:
             request = next(steps)
@@ -151,80 +137,120 @@ class AsyncClient(AsyncRunner):
         finally:
             steps.close()
 
-    async def gather(self, ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> list[Any]:
-        """Run ops in lock step, each step's commands in one write; return their results in order.
+    def subscribe(
+        self, *channels: str | bytes, pattern: bool = False, sharded: bool = False
+    ) -> Subscription:
+        """Return an endless iterator of what is published, on a connection of its own.
 
-        One op's error stays in its slot until the others have finished; then the first is raised,
-        or with `raise_errors=False` errors stand in the list.
+        `pattern` takes `channels` for patterns, `sharded` for shard channels. The server has
+        confirmed them once the subscription was entered by `async with`, or awaited.
         """
-        return await self.run(together(ops, raise_errors=raise_errors))
+        return Subscription(self._settings, channels, pattern=pattern, sharded=sharded)
 
-    async def pipeline(
-        self, commands: Iterable[Sequence[Any] | Command[Any]], *, raise_errors: bool = True
-    ) -> list[Any]:
-        """Send commands in one write and return their replies in order.
+    @property
+    def server_info(self) -> Coroutine[Any, Any, ServerInfo]:
+        """What the server is and can do, to be awaited; asked once."""
+        return self.run(self._server_info())
 
-        All are encoded before the first byte leaves, and all replies are read before the first
-        error is raised; with `raise_errors=False` errors stand in the list.
-        """
-        return await self._batch(
-            Batch([as_member(command) for command in commands], raise_errors=raise_errors)
+    @property
+    def connections(self) -> ConnectionFigures:
+        """How many connections there are, what they do, and what became of others."""
+        return ConnectionFigures(
+            open=len(self._live),
+            in_use=sum(not connection.idle for connection in self._live),
+            waiting=sum(len(lane.waiters) for lane in self._lanes.values()),
+            created=self._created,
+            waited=self._waited,
+            wait_time=self._wait_time,
+            dropped=dict(self._dropped),
         )
 
-    async def transaction(self, commands: Iterable[Sequence[Any] | Command[Any]]) -> list[Any]:
-        """Send commands in one write between MULTI and EXEC and return their replies in order.
+    def _retire(self, why: str) -> None:
+        here = asyncio.get_running_loop()
+        for connection in list(self._live):
+            if connection.loop is here:
+                connection.retire(why)
+            else:
+                connection.loop.call_soon_threadsafe(connection.retire, why)
 
-        Raises ExecAbortError if the server refused one and so ran none, and the first error of one
-        that failed while the others ran.
-        """
-        return await self._batch(Batch([as_member(command) for command in commands], atomic=True))
+    async def _pages(
+        self, page: Callable[[bytes], Command[tuple[bytes, list[T]]]]
+    ) -> AsyncIterator[T]:
+        cursor = b"0"
+        while True:
+            cursor, found = await self.run(page(cursor))
+            for item in found:
+                yield item
+            if cursor == b"0":
+                return
 
     async def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
-            return request.value(await self._one(request.args, self._timeout))
+            return request.value(await self._one(request.args))
         if isinstance(request, Batch):
             return await self._batch(request)
         if isinstance(request, Embed):
             return await _embed(request)
         return time()
 
-    async def _one(self, args: Sequence[Any], limit: float) -> Any:
-        refuse_stateful(args)
+    async def _one(
+        self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False
+    ) -> Any:
+        waits = vet(args)
         portions = [(encode(args), 1)]
-        [reply] = await self._exchange(portions, args, limit, alone=may_block(args))
+        [reply] = await self._exchange(portions, args, waits, limit, idempotent=idempotent)
         if isinstance(reply, ReplyError):
             raise reply_error(reply.message, command_name(args), reply.address)
         return reply
 
-    async def _batch(self, batch: Batch) -> list[Any]:
+    async def _batch(self, batch: Batch, *, idempotent: bool = False) -> list[Any]:
         portions = batch.encode()
         if not portions:
             return batch.result([])
         return batch.result(
-            await self._exchange(portions, batch, self._timeout, alone=batch.blocks)
+            await self._exchange(portions, batch, batch.waits, None, idempotent=idempotent)
         )
 
     async def _exchange(
         self,
         portions: list[tuple[bytes, int]],
         what: Batch | Sequence[Any],
-        limit: float,
+        waits: float,
+        limit: float | None,
         *,
-        alone: bool,
+        idempotent: bool,
     ) -> list[Any]:
         loop = asyncio.get_running_loop()
         start = loop.time()
+        deadline = start + (self._timeout + waits if limit is None else limit)
+        tried = 0
         failure: BaseException | None = None
         try:
-            if alone:  # it may wait in the server: not on the socket that others share
-                return await self._exchange_alone(portions, start + limit)
-            connection = self._connection
-            if connection is None or connection.closed or connection.loop is not loop:
-                connection = await self._reconnect(loop, start + limit)
-            replies = await connection.request(portions, start + limit)
+            while True:
+                try:
+                    if waits:  # it may wait in the server: not on the socket that others share
+                        replies = await self._exchange_alone(loop, portions, deadline)
+                    else:
+                        connection = self._connection
+                        if (
+                            connection is None
+                            or not connection.usable
+                            or connection.loop is not loop
+                            or (self._ages and self._aged(connection))
+                        ):
+                            connection = await self._reconnect(loop, deadline)
+                        replies = await connection.request(portions, deadline)
+                except RedisError as error:
+                    tried += 1
+                    if not await self._again(error, what, tried, deadline, idempotent=idempotent):
+                        error.command = name_of(what)
+                        raise
+                    continue
+                refused = refusal(replies, atomic=isinstance(what, Batch) and what.atomic)
+                tried += 1
+                if refused is None or not await self._again(refused, what, tried, deadline):
+                    return replies
         except BaseException as error:
-            if isinstance(error, RedisError):
-                error.command = name_of(what)
             failure = error
             raise
         finally:
@@ -232,67 +258,194 @@ class AsyncClient(AsyncRunner):
                 times = Times(start, loop.time())
                 sizes = Sizes(sum(len(data) for data, _ in portions), None)
                 self._observer.command(name_of(what), times, sizes, failure)
+
+    async def _again(
+        self,
+        failure: BaseException,
+        what: Batch | Sequence[Any],
+        tried: int,
+        deadline: float,
+        *,
+        idempotent: bool = False,
+    ) -> bool:
+        """Wait, and return True, if the exchange is to be tried again before the deadline."""
+        pause = self._retry.pause(failure, what, tried, idempotent=idempotent)
+        if pause is None or asyncio.get_running_loop().time() + pause >= deadline:
+            return False
+        await asyncio.sleep(pause)
+        return True
+
+    async def _optimistic(
+        self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...]
+    ) -> list[Any]:
+        deadline = asyncio.get_running_loop().time() + self._timeout
+        tried = 0
+        while True:
+            try:
+                return await self._attempt(read, watch, deadline)
+            except RedisError as error:
+                tried += 1
+                if not await self._again(error, watch, tried, deadline):
+                    raise
+
+    async def _attempt(
+        self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...], deadline: float
+    ) -> list[Any]:
+        """Watch, read and execute on one connection; one on which keys stay watched is closed."""
+        loop = asyncio.get_running_loop()
+        connection = await self._borrow(loop, deadline)
+        leased = copy(self)
+        limits = {"_retry": Retry(attempts=1), "_timeout": deadline - loop.time()}
+        vars(leased).update(limits, _connection=connection, _leased=True)
+        pending = len(watch) > 1
+        try:
+            if pending:
+                Command(watch).result(await connection.request(encode_many([watch]), deadline))
+            members = [as_member(command) for command in await leased.run(read())]
+            replies = await leased.transaction(members)
+            pending = pending and not members
+        except WatchError:
+            pending = False
+            raise
+        finally:
+            if pending:
+                connection.close("abandoned")
+            self._give_back(loop, connection)
         return replies
 
     async def _exchange_alone(
-        self, portions: list[tuple[bytes, int]], deadline: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        portions: list[tuple[bytes, int]],
+        deadline: float,
     ) -> list[Any]:
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        connection = await connect(self._settings, deadline)
+        connection = await self._borrow(loop, deadline)
         try:
             return await connection.request(portions, deadline)
         finally:
-            connection.fail(_CLOSED)
+            self._give_back(loop, connection)
+
+    async def _borrow(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
+        """Return a connection that nobody shares; it must be given back."""
+        lane = self._lane(loop)
+        if lane.taken < self._settings.max_connections:
+            lane.taken += 1
+        else:
+            await self._wait_for_place(lane, loop, deadline)
+        try:
+            while lane.spare:
+                connection = lane.spare.pop()
+                if connection.usable and not (self._ages and self._aged(connection)):
+                    return connection
+            return await self._connect(deadline)
+        except BaseException:
+            lane.free_place()
+            raise
+
+    async def _wait_for_place(
+        self, lane: _Lane, loop: asyncio.AbstractEventLoop, deadline: float
+    ) -> None:
+        began = loop.time()
+        waiter: asyncio.Future[None] = loop.create_future()
+        lane.waiters.append(waiter)
+        try:
+            await asyncio.wait([waiter], timeout=left(loop, deadline))
+        except BaseException:  # cancelled: a place that was just given goes on to the next
+            if waiter.done():
+                lane.free_place()
+            raise
+        finally:
+            self._waited += 1
+            self._wait_time += loop.time() - began
+            if not waiter.done():
+                lane.waiters.remove(waiter)
+        if not waiter.done():
+            raise PoolTimeoutError(f"all {self._settings.max_connections} connections are in use")
+
+    def _give_back(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
+        lane = self._lane(loop)
+        if connection.usable and connection.idle and not self._closed:
+            lane.spare.append(connection)
+        else:  # one whose call was cancelled may still wait in the server, and take what comes
+            connection.close("abandoned")
+        lane.free_place()
+
+    async def _connect(self, deadline: float = math.inf) -> Connection:
+        if self._closed:
+            raise RuntimeError("the client is closed")
+        self._created += 1
+        try:
+            connection = await connect(self._settings, deadline)
+        except BaseException as error:
+            self._dropped[type(error).__name__] += 1
+            raise
+        connection.on_close = self._count
+        self._live.add(connection)
+        return connection
+
+    def _count(self, connection: Connection) -> None:
+        self._live.discard(connection)
+        self._dropped[connection.ended] += 1
+
+    def _aged(self, connection: Connection) -> bool:
+        """Return whether a connection was idle for too long; if so, close it."""
+        if not connection.idle or connection.silence <= self._settings.idle_timeout:
+            return False
+        connection.close("idle_timeout")
+        return True
+
+    def _lane(self, loop: asyncio.AbstractEventLoop) -> _Lane:
+        lane = self._lanes.get(loop)
+        if lane is None:
+            for other in [other for other in list(self._lanes) if other.is_closed()]:
+                del self._lanes[other]
+            for connection in [one for one in self._live if one.loop.is_closed()]:
+                connection.abandon()
+                self._live.discard(connection)
+            lane = self._lanes[loop] = _Lane()
+        return lane
 
     async def _reconnect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
         """Return this loop's connection, made by one attempt that all waiting tasks share."""
+        if self._leased:
+            raise ConnectError("the connection that watched the keys was lost")
         if self._closed:
             raise RuntimeError("the client is closed")
-        connection = self._connections.get(loop)
-        if connection is not None and not connection.closed:
-            self._connection = connection
-            return connection
-        attempt = self._attempts.get(loop)
+        lane = self._lane(loop)
+        if lane.shared is not None and lane.shared.usable:
+            self._connection = lane.shared
+            return lane.shared
+        attempt = lane.attempt
         if attempt is None:
-            attempt = loop.create_task(connect(self._settings))
-            self._attempts[loop] = attempt
-            attempt.add_done_callback(partial(self._connected, loop))
-        timeout = None if deadline == math.inf else max(deadline - loop.time(), 0)
+            attempt = lane.attempt = loop.create_task(self._connect())
+            attempt.add_done_callback(partial(self._connected, lane))
         # Not wait_for(): a task that is cancelled, or in a hurry, leaves the attempt to the others.
-        await asyncio.wait([attempt], timeout=timeout)
+        await asyncio.wait([attempt], timeout=left(loop, deadline))
         if not attempt.done():
             raise ConnectTimeoutError("no connection in time", address=str(self._settings.address))
         if attempt.cancelled():
             raise RuntimeError("the client is closed")
         error = attempt.exception()
-        if error is not None:
-            raise copy(error) from error
+        if isinstance(error, RedisError):
+            raise copy(error) from error  # each task has its own
         return attempt.result()
 
-    def _connected(
-        self, loop: asyncio.AbstractEventLoop, attempt: asyncio.Task[Connection]
-    ) -> None:
-        self._attempts.pop(loop, None)
+    def _connected(self, lane: _Lane, attempt: asyncio.Task[Connection]) -> None:
+        lane.attempt = None
         if attempt.cancelled() or attempt.exception() is not None:
             return
         connection = attempt.result()
         if self._closed:
-            connection.fail(_CLOSED)
+            connection.close()
             return
-        for other in [other for other in list(self._connections) if other.is_closed()]:
-            self._connections.pop(other).abandon()
-        self._connection = self._connections[loop] = connection
+        self._connection = lane.shared = connection
 
     def _after_fork(self) -> None:
-        for connection in self._connections.values():
+        for connection in self._live:
             connection.abandon()
-        self._connections.clear()
-        self._attempts.clear()
+        self._live.clear()
+        self._lanes.clear()
         self._connection = None
-
-
-_CLOSED = OutcomeUnknownError("the client was closed")
 
 
 async def _embed(request: Embed) -> Any:

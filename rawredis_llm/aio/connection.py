@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import math
-import socket
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, cast
 
 from ..errors import (
@@ -25,14 +25,16 @@ from ..errors import (
     ConnectTimeoutError,
     OutcomeUnknownError,
     ProtocolError,
+    ReadOnlyError,
     ReadTimeoutError,
     RedisError,
     ReplyError,
 )
-from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many
+from ..protocol.handshake import Login, as_login, failure_of, greet, without_frames
+from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many, sealed
 from ..protocol.settings import Settings
 
-__all__ = ["Connection", "connect"]
+__all__ = ["Connection", "connect", "left"]
 
 P = ParamSpec("P")
 
@@ -43,12 +45,15 @@ LONGEST_SILENCE: Final = 20.0  # seconds; stands for a client's time limit where
 class _Slot:
     """The place of one exchange in the order of replies, and whom to tell."""
 
-    __slots__ = ("deadline", "future", "replies", "width")
+    __slots__ = ("deadline", "future", "nonce", "replies", "width")
 
-    def __init__(self, future: asyncio.Future[Any], deadline: float, width: int) -> None:
+    def __init__(
+        self, future: asyncio.Future[Any], deadline: float, width: int, nonce: bytes | None
+    ) -> None:
         self.future = future
         self.deadline = deadline
         self.width = width
+        self.nonce = nonce
         self.replies: list[Any] = []
 
 
@@ -77,11 +82,20 @@ def _whole(step: Callable[Concatenate[Connection, P], None]) -> Callable[..., No
 
 
 class Connection(asyncio.Protocol):
-    """A socket to one server, made by `connect()`."""
+    """A socket to one server, made by `connect()`.
+
+    It is `usable` until it is `retired` (for that reason, not to be used for more calls) or closed
+    (`ended` says why). A `listener` is given every frame that comes, and the error at the end.
+    """
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self.usable = True
         self.closed = False
+        self.retired = self.ended = ""
+        self.listener: Callable[[Any], None] | None = None
+        self.on_close: Callable[[Connection], None] | None = None
+        self._greeted = self._proves = False
         self._busy = False
         self._settings = settings
         self._address = str(settings.address)
@@ -94,7 +108,7 @@ class Connection(asyncio.Protocol):
         self._heard = loop.time()
 
     def request(
-        self, portions: Iterable[tuple[bytes, int]], deadline: float
+        self, portions: Sequence[tuple[bytes, int]], deadline: float
     ) -> asyncio.Future[list[Any]]:
         """Send commands; the future's result is the list of their replies, errors in their slots.
 
@@ -107,20 +121,69 @@ class Connection(asyncio.Protocol):
         if self.closed:
             future.set_exception(ConnectError("the connection was lost", address=self._address))
             return future
+        nonce = None
+        if self._proves:
+            portions, nonce = sealed(portions)
         self._busy = True
         if not self._slots:
             self._heard = self.loop.time()  # silence counts from when somebody listens
-        if not self._out:
-            self.loop.call_soon(self._flush)
         width = 0
         for data, commands in portions:
-            self._out.append(data)
+            self.send(data)
             width += commands
-        self._slots.append(_Slot(future, deadline, width))
+        self._slots.append(_Slot(future, deadline, width, nonce))
         if deadline < self._wake:
             self._set_timer(deadline)
         self._busy = False
         return future
+
+    def send(self, data: bytes) -> None:
+        """Send with all that is asked for in this turn of the loop."""
+        if not self._out:
+            self.loop.call_soon(self._flush)
+        self._out.append(data)
+
+    @property
+    def refusals(self) -> list[ReplyError]:
+        """The errors among the replies of the handshake."""
+        return self._decoder.refusals
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits for a reply."""
+        return not self._slots
+
+    @property
+    def silence(self) -> float:
+        """For how many seconds the server was not heard of."""
+        return self.loop.time() - self._heard
+
+    def greeted(self) -> None:
+        """Go over from the handshake to calls."""
+        self._greeted, self._proves = True, self._settings.integrity
+        self._decoder.refusals.clear()
+
+    def retire(self, why: str) -> None:
+        """Take no more calls, and close when those in flight are answered."""
+        self.usable = False
+        self.retired = self.retired or why
+        if not self._slots:
+            self.fail(OutcomeUnknownError("the connection was replaced"))
+
+    def close(self, why: str = "closed") -> None:
+        """Close; calls in flight fail."""
+        self.retired = self.retired or why
+        self.fail(OutcomeUnknownError("the connection was closed"))
+
+    def pause(self) -> None:
+        """Read no more until `resume()`: the listener has enough."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._transport is not None and not self.closed:
+            self._transport.resume_reading()
 
     @_whole
     def _flush(self) -> None:
@@ -175,7 +238,9 @@ class Connection(asyncio.Protocol):
         try:
             decoder.feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
-                if type(reply) is not Push:
+                if type(reply) is Push or self.listener is not None:
+                    self._keep(reply)
+                else:
                     if not slots:
                         raise ProtocolError("the server sent a reply that nobody asked for")
                     slot = slots[0]
@@ -184,9 +249,10 @@ class Connection(asyncio.Protocol):
                         complete.append(slots.popleft())
                 if decoder.settled():
                     break
-            else:
-                if not slots:
-                    raise ProtocolError("the server sent bytes that nobody asked for")
+            if reply is NOT_ENOUGH and not slots and self.listener is None:
+                raise ProtocolError("the server sent bytes that nobody asked for")
+            if self._proves:
+                self._prove(complete)
         except Exception:
             # A surplus reply may be the first of those that came with it: nobody gets any.
             slots.extendleft(reversed(complete))
@@ -194,6 +260,33 @@ class Connection(asyncio.Protocol):
         for slot in complete:
             if not slot.future.done():
                 slot.future.set_result(slot.replies)
+        if decoder.refusals or self.retired:
+            self._look_back()
+
+    def _prove(self, complete: list[_Slot]) -> None:
+        for slot in complete:
+            if slot.nonce is not None and slot.replies.pop() != slot.nonce:
+                raise ProtocolError("the replies are not those to this request")
+
+    def _look_back(self) -> None:
+        """After replies, see whether this connection is still worth using."""
+        refusals = self._decoder.refusals
+        if self._greeted:
+            if any(isinstance(refusal, ReadOnlyError) for refusal in refusals):
+                self.retire("READONLY")  # the primary is elsewhere
+            refusals.clear()
+        if self.retired and not self._slots:
+            self.retire(self.retired)
+
+    def _keep(self, frame: Any) -> None:
+        """Hand on what is no reply to a call; without a listener or a handler nobody wants it."""
+        pushes = self._settings.pushes
+        if self.listener is not None:
+            self.listener(frame)
+        elif pushes is not None:
+            if not pushes.held:
+                self.loop.call_soon(pushes.deliver)
+            pushes.add(frame)
 
     def eof_received(self) -> bool:
         """Close when the server does (called by the event loop)."""
@@ -208,7 +301,8 @@ class Connection(asyncio.Protocol):
         """Close, and fail every call in flight with an error of this kind."""
         if self.closed:
             return
-        self.closed = True
+        self.closed, self.usable = True, False
+        self.ended = self.retired or type(error).__name__
         if self._timer is not None:
             self._timer.cancel()
         if self._transport is not None:
@@ -217,6 +311,10 @@ class Connection(asyncio.Protocol):
             if not slot.future.done():
                 slot.future.set_exception(type(error)(error.message, address=self._address))
         self._slots.clear()
+        if self.listener is not None:
+            self.listener(type(error)(error.message, address=self._address))
+        if self.on_close is not None:
+            self.on_close(self)
         if self._settings.observer is not None:
             self._settings.observer.connection("closed")
 
@@ -226,7 +324,7 @@ class Connection(asyncio.Protocol):
         After a fork the loop's epoll object is shared with the parent: `abort()` would take the
         parent's socket out of it.
         """
-        self.closed = True
+        self.closed, self.usable = True, False
         self._slots.clear()
         if self._transport is not None:
             wrapper = self._transport.get_extra_info("socket")
@@ -245,32 +343,61 @@ async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
     """
     loop = asyncio.get_running_loop()
     limit = min(deadline, loop.time() + settings.connect_timeout)
+    login = await _login(settings, left(loop, limit))
     connection = Connection(settings, loop)
-    address = str(settings.address)
     try:
-        timeout = None if limit == math.inf else max(limit - loop.time(), 0)
-        await asyncio.wait_for(_open(settings, connection), timeout)
-        replies = await connection.request(encode_many(settings.handshake()), limit)
-    except (TimeoutError, asyncio.TimeoutError) as error:
-        connection.fail(OutcomeUnknownError("not connected"))
-        raise ConnectTimeoutError("no connection in time", address=address) from error
-    except (RedisError, OSError) as error:
-        connection.fail(OutcomeUnknownError("not connected"))
-        text = error.message if isinstance(error, RedisError) else error.strerror or str(error)
-        raise ConnectError(text, address=address) from error
-    except BaseException:  # cancelled
-        connection.fail(OutcomeUnknownError("not connected"))
-        raise
-    try:
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                raise reply
+        await asyncio.wait_for(_open(settings, connection), left(loop, limit))
+        await _greet(settings, connection, login, limit)
         if settings.observer is not None:
             settings.observer.connection("opened")
-    except BaseException:
-        connection.fail(OutcomeUnknownError("not connected"))
+    except ReplyError:
+        connection.close()
         raise
+    except (RedisError, OSError, UnicodeError, asyncio.TimeoutError) as error:
+        refused = connection.refusals[:1]  # it may say why it hung up
+        connection.close()
+        if refused:
+            raise refused[0] from None
+        raise failure_of(error, str(settings.address)) from without_frames(error)
+    except BaseException:  # cancelled
+        connection.close()
+        raise
+    connection.greeted()
     return connection
+
+
+def left(loop: asyncio.AbstractEventLoop, deadline: float) -> float | None:
+    """Return the seconds until a deadline, as asyncio takes them."""
+    return None if deadline == math.inf else max(deadline - loop.time(), 0)
+
+
+async def _greet(settings: Settings, connection: Connection, login: Login, deadline: float) -> None:
+    steps = greet(settings, login)
+    replies: Any = None
+    try:
+        while True:
+            replies = await connection.request(encode_many(steps.send(replies)), deadline)
+    except StopIteration:
+        return
+
+
+async def _login(settings: Settings, timeout: float | None) -> Login:
+    """Return the credentials; the caller's own function is asked for each connection anew."""
+    if settings.credentials is None:
+        return Login(settings.address.username, settings.address.password)
+    try:
+        return as_login(await asyncio.wait_for(_ask(settings.credentials), timeout))
+    except asyncio.TimeoutError:
+        address = str(settings.address)
+        raise ConnectTimeoutError("no credentials in time", address=address) from None
+
+
+async def _ask(credentials: Callable[[], Any]) -> Any:
+    if inspect.iscoroutinefunction(credentials):
+        return await credentials()
+    loop = asyncio.get_running_loop()
+    given = await loop.run_in_executor(None, credentials)  # it may wait for a network
+    return await given if inspect.isawaitable(given) else given
 
 
 async def _open(settings: Settings, connection: Connection) -> None:
@@ -278,10 +405,9 @@ async def _open(settings: Settings, connection: Connection) -> None:
     if address.path:
         await loop.create_unix_connection(lambda: connection, address.path)
         return
-    # create_connection sets TCP_NODELAY itself.
     transport, _ = await loop.create_connection(
-        lambda: connection, address.host, address.port, ssl=settings.tls()
+        lambda: connection, address.host, address.port, ssl=settings.tls
     )
     sock = transport.get_extra_info("socket")
     if sock is not None:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        settings.tune(sock)

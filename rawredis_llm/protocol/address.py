@@ -54,8 +54,23 @@ class Address:
         return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
 
 
-OPTIONS = ("client_name", "connect_timeout", "db", "max_connections", "protocol", "timeout")
-"""What may stand in a URL's query; all but `db` are the client's parameters of the same name."""
+OPTIONS = (
+    "client_name",
+    "connect_timeout",
+    "db",
+    "idle_timeout",
+    "integrity",
+    "keepalive",
+    "max_connections",
+    "protocol",
+    "timeout",
+    "tls_ca_cert_file",
+    "tls_cert_file",
+    "tls_key_file",
+    "tls_verify",
+)
+"""What may stand in a URL's query: `db`, files for TLS as the server's own configuration names them
+(`tls_verify=none` trusts any server), and the client's parameters of the same name."""
 
 
 def parse_url(url: str) -> Address:
@@ -63,7 +78,7 @@ def parse_url(url: str) -> Address:
 
     `redis://[user[:password]@]host[:port][/db][?option=value]`, `rediss://` for TLS,
     `unix://[user:password@]/path/to.sock[?db=n]`. User, password and path may be percent-encoded.
-    Options are `client_name`, `connect_timeout`, `max_connections`, `protocol`, `timeout`, `db`.
+    The options are those of `OPTIONS`.
 
     Raises TypeError if `url` is no text, ValueError naming the part that is wrong; never the
     password.
@@ -80,7 +95,7 @@ def parse_url(url: str) -> Address:
             "url: host or port is malformed; '/' and '?' in a password are %2F, %3F"
         ) from None
     # A '/' or '?' cut a password in two; what stands behind it must not be quoted in an error.
-    if "@" in parts.query or ("@" in parts.path and parts.scheme != "unix"):
+    if "@" in parts.query or ("@" in parts.path and (parts.netloc or parts.scheme != "unix")):
         raise ValueError("url: '/', '?' and '@' in a password must be written %2F, %3F and %40")
     if parts.scheme not in {"redis", "rediss", "unix"}:
         raise ValueError(f"url: scheme must be redis, rediss or unix, not {parts.scheme!r}")

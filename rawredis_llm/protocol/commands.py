@@ -6,7 +6,7 @@ else. Must not import another ring.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import UnexpectedReplyError
@@ -16,13 +16,11 @@ __all__ = [
     "as_mapping",
     "delete",
     "get",
-    "hello",
     "hgetall",
     "hset",
     "mget",
     "pexpire",
     "scan",
-    "select",
     "set_value",
     "unlink",
 ]
@@ -35,23 +33,6 @@ def as_mapping(reply: Any) -> dict[Any, Any]:
     if isinstance(reply, list) and len(reply) % 2 == 0:
         return dict(zip(reply[::2], reply[1::2], strict=True))
     raise UnexpectedReplyError(f"expected a map, got {type(reply).__name__}")
-
-
-def hello(
-    protocol: int, username: str | None, password: str | None, client_name: str | None
-) -> tuple[str | int, ...]:
-    """Return the arguments of the handshake; a password alone is the default user's."""
-    args: tuple[str | int, ...] = ("HELLO", protocol)
-    if password is not None:
-        args += ("AUTH", username or "default", password)
-    if client_name is not None:
-        args += ("SETNAME", client_name)
-    return args
-
-
-def select(db: int) -> tuple[str | int, ...]:
-    """Return the arguments that choose a database."""
-    return ("SELECT", db)
 
 
 def get(key: str | bytes) -> Command[bytes | None]:
@@ -94,6 +75,52 @@ def hgetall(key: str | bytes) -> Command[dict[bytes, bytes]]:
     return Command(("HGETALL", key), as_mapping)
 
 
-def scan(cursor: bytes | int, match: str | bytes, count: int) -> Command[tuple[bytes, list[bytes]]]:
+def scan(
+    cursor: bytes | int,
+    match: str | bytes | None = None,
+    count: int | None = None,
+    of_type: str | None = None,
+) -> Command[tuple[bytes, list[bytes]]]:
     """Return the next cursor (b"0" at the end) and a page of keys; a key may come twice."""
-    return Command(("SCAN", cursor, "MATCH", match, "COUNT", count), tuple)
+    return _page(("SCAN", cursor), match, count, of_type, list)
+
+
+def hscan(
+    key: str | bytes, cursor: bytes | int, match: str | bytes | None, count: int | None
+) -> Command[tuple[bytes, list[tuple[bytes, bytes]]]]:
+    """Return the next cursor and a page of a hash's fields with their values."""
+    return _page(("HSCAN", key, cursor), match, count, None, _pairs)
+
+
+def sscan(
+    key: str | bytes, cursor: bytes | int, match: str | bytes | None, count: int | None
+) -> Command[tuple[bytes, list[bytes]]]:
+    """Return the next cursor and a page of a set's members."""
+    return _page(("SSCAN", key, cursor), match, count, None, list)
+
+
+def zscan(
+    key: str | bytes, cursor: bytes | int, match: str | bytes | None, count: int | None
+) -> Command[tuple[bytes, list[tuple[bytes, float]]]]:
+    """Return the next cursor and a page of a sorted set's members with their scores."""
+    return _page(("ZSCAN", key, cursor), match, count, None, _scored)
+
+
+def _page(
+    head: tuple[Any, ...],
+    match: str | bytes | None,
+    count: int | None,
+    of_type: str | None,
+    decode: Callable[[list[Any]], list[Any]],
+) -> Command[tuple[bytes, list[Any]]]:
+    options = {"MATCH": match, "COUNT": count, "TYPE": of_type}
+    given = [part for pair in options.items() if pair[1] is not None for part in pair]
+    return Command((*head, *given), lambda reply: (reply[0], decode(reply[1])))
+
+
+def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _scored(flat: list[Any]) -> list[tuple[Any, float]]:
+    return [(member, float(score)) for member, score in _pairs(flat)]

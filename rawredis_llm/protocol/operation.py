@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from types import GeneratorType
@@ -86,6 +87,7 @@ class Command(Generic[T_co]):
 
     __slots__ = ("args", "decode")
     width = 1
+    source: str | bytes | None = None  # of the script that it runs: see `Evaluation`
 
     def __init__(self, args: Sequence[Any], decode: Callable[[Any], T_co] | None = None) -> None:
         self.args = args if type(args) is tuple else _arguments(args)
@@ -123,7 +125,7 @@ class Batch:
     replies have been read; without, errors stand in the list, each in its place.
     """
 
-    __slots__ = ("atomic", "blocks", "members", "raise_errors", "width")
+    __slots__ = ("atomic", "members", "raise_errors", "waits", "width")
     members: tuple[Command[Any] | Batch | tuple[Any, ...], ...]
     width: int
 
@@ -136,7 +138,7 @@ class Batch:
     ) -> None:
         self.members = tuple(members)
         self.atomic = atomic
-        self.blocks = False  # whether `encode` met a command that may wait in the server
+        self.waits = 0.0  # seconds that its commands may wait in the server, known to `encode`
         self.raise_errors = raise_errors
         extra = [member.width - 1 for member in self.members if type(member) is Batch]
         width = len(self.members) + sum(extra)
@@ -156,24 +158,31 @@ class Batch:
 
     def encode(self) -> list[tuple[bytes, int]]:
         """Return the bytes to send, in portions, all of them made before the first is sent."""
-        return encode_many(self._commands())
+        return encode_many(self._commands(set()))
 
-    def _commands(self) -> Iterator[tuple[Any, ...]]:
+    def _commands(self, scripts: set[Any]) -> Iterator[tuple[Any, ...]]:
         atomic = self.atomic and self.width
+        waits = 0.0
         if atomic:
             yield ("MULTI",)
         for member in self.members:
-            if isinstance(member, Batch):
-                yield from member._commands()  # noqa: SLF001 - the same class
-                self.blocks = self.blocks or member.blocks
+            if isinstance(member, tuple):
+                args = member
+            elif isinstance(member, Batch):
+                yield from member._commands(scripts)  # noqa: SLF001 - the same class
+                waits += member.waits
                 continue
-            args = member if isinstance(member, tuple) else member.args
+            else:
+                args = member.args
+                if member.source is not None and member.source not in scripts:
+                    scripts.add(member.source)
+                    args = member.in_full  # type: ignore[attr-defined]  # it is an Evaluation
             if not args or type(args[0]) not in _NAMES or args[0] not in _HARMLESS:
-                refuse_stateful(args)
-                self.blocks = self.blocks or may_block(args)
+                waits += vet(args)
             yield args
         if atomic:
             yield ("EXEC",)
+        self.waits = 0.0 if atomic else waits  # inside of a transaction nothing waits
 
     def result(self, replies: Sequence[Any]) -> list[Any]:
         """Return the values, or raise the first error."""
@@ -347,6 +356,13 @@ def _arguments(args: Sequence[Any]) -> tuple[Any, ...]:
     return tuple(args)
 
 
+def watching(keys: Sequence[str | bytes]) -> tuple[Any, ...]:
+    """Return the arguments that watch keys; raise TypeError for text, which is one key."""
+    if isinstance(keys, (str, bytes)):
+        raise TypeError("watch is a list of keys, not one text")
+    return ("WATCH", *keys)
+
+
 def command_name(args: Sequence[Any]) -> str:
     """Return a command's name in capitals; errors and observers see this, never an argument."""
     if not args:
@@ -364,28 +380,58 @@ def name_of(what: Batch | Command[Any] | Sequence[Any]) -> str:
     return what.name if isinstance(what, (Batch, Command)) else command_name(what)
 
 
-def refuse_stateful(args: Sequence[Any]) -> None:
-    """Raise ValueError for a command that would change what later replies on a connection mean.
+def vet(args: Sequence[Any]) -> float:
+    """Return for how long a command may wait in the server, in seconds (inf: for ever).
 
-    A name that passed is remembered as it was written, so that asking again costs one look-up.
+    Raises ValueError for one that would change what later replies on a connection mean. A name that
+    passed and never waits is remembered as it was written, so asking again costs one look-up.
     """
     if args and type(args[0]) in _NAMES and args[0] in _HARMLESS:
-        return
+        return 0.0
     name = command_name(args)
-    if name in STATEFUL and (name != "CLIENT" or command_name([*args[1:2], ""]) in _CLIENT_STATE):
+    stateful = name in STATEFUL
+    if name == "CLIENT":
+        stateful = command_name([*args[1:2], ""]) in _CLIENT_STATE
+    elif name == "HELLO":
+        stateful = len(args) > 1
+    if stateful:
         raise ValueError(f"{name} changes the state of a shared connection; {STATEFUL[name]}")
-    if name not in STATEFUL and name not in BLOCKING and len(name) < 32 and len(_HARMLESS) < 1000:
+    if name in BLOCKING:
+        if name in {"XREAD", "XREADGROUP"}:
+            _refuse_repeated(args)
+        return _waits(name, args)
+    if name not in STATEFUL and len(name) < 32 and len(_HARMLESS) < 1000:
         _HARMLESS.add(args[0])
+    return 0.0
 
 
-def may_block(args: Sequence[Any]) -> bool:
-    """Return True for a command that may wait in the server, and make others on its socket wait."""
-    if args and type(args[0]) in _NAMES and args[0] in _HARMLESS:
-        return False
-    name = command_name(args)
-    if name in {"XREAD", "XREADGROUP"}:
-        return any(str(arg).upper() in {"BLOCK", "B'BLOCK'"} for arg in args[1:8])
-    return name in BLOCKING
+def _refuse_repeated(args: Sequence[Any]) -> None:
+    """Raise ValueError for a stream named twice: its entries would come under another's name.
+
+    hiredis 3.5 gives the second value of a map's key to the key before it.
+    """
+    words = [arg.encode() if isinstance(arg, str) else arg for arg in args]
+    start = next((i for i, word in enumerate(words) if word in (b"STREAMS", b"streams")), None)
+    keys = [] if start is None else words[start + 1 : start + 1 + (len(words) - start - 1) // 2]
+    if len(set(map(repr, keys))) < len(keys):
+        raise ValueError("XREAD: name each stream once")
+
+
+def _waits(name: str, args: Sequence[Any]) -> float:
+    """Return a waiting command's own time limit, in seconds; 0 on the wire is no limit."""
+    position, unit = BLOCKING[name]
+    if position is None:
+        words = [str(arg).upper() for arg in args[:8]]
+        at = next((i for i, word in enumerate(words) if word in {"BLOCK", "B'BLOCK'"}), None)
+        if at is None:
+            return 0.0
+        position = at + 1
+    try:
+        text = args[position]
+        limit = float(text.decode() if isinstance(text, bytes) else text) * unit
+    except (IndexError, TypeError, ValueError):
+        return 1e-3  # the server refuses it, and says why
+    return limit if limit > 0 else math.inf
 
 
 _HARMLESS: set[str | bytes] = set()
@@ -393,8 +439,9 @@ _NAMES: set[type] = {str, bytes}
 _BY_URL = "give it to the client, by an option or in the URL"
 _BY_TRANSACTION = "use client.transaction()"
 _NOT_POOLED = "it needs a connection of its own"
-
+_BY_SUBSCRIBE = "use client.subscribe()"
 _CLIENT_STATE = {"CACHING", "REPLY", "TRACKING"}
+
 STATEFUL = {
     "AUTH": _BY_URL,
     "CLIENT": "REPLY, TRACKING and CACHING are not for shared connections",
@@ -403,30 +450,41 @@ STATEFUL = {
     "HELLO": _BY_URL,
     "MONITOR": _NOT_POOLED,
     "MULTI": _BY_TRANSACTION,
-    "PSUBSCRIBE": _NOT_POOLED,
+    "PSUBSCRIBE": _BY_SUBSCRIBE,
     "PSYNC": _NOT_POOLED,
-    "PUNSUBSCRIBE": _NOT_POOLED,
+    "PUNSUBSCRIBE": _BY_SUBSCRIBE,
     "QUIT": "use client.close()",
     "REPLCONF": _NOT_POOLED,
     "RESET": _NOT_POOLED,
     "SELECT": _BY_URL,
-    "SSUBSCRIBE": _NOT_POOLED,
-    "SUBSCRIBE": _NOT_POOLED,
-    "SUNSUBSCRIBE": _NOT_POOLED,
+    "SSUBSCRIBE": _BY_SUBSCRIBE,
+    "SUBSCRIBE": _BY_SUBSCRIBE,
+    "SUNSUBSCRIBE": _BY_SUBSCRIBE,
     "SYNC": _NOT_POOLED,
-    "UNSUBSCRIBE": _NOT_POOLED,
+    "UNSUBSCRIBE": _BY_SUBSCRIBE,
     "UNWATCH": _BY_TRANSACTION,
-    "WATCH": _BY_TRANSACTION,
+    "WATCH": "use client.transaction(..., watch=keys)",
 }
 """Commands after which a connection would no longer answer one request by one reply, or answer it
 for another user or database: name -> what to do instead."""
 
 
-BLOCKING = frozenset(
-    "BLMOVE BLMPOP BLPOP BRPOP BRPOPLPUSH BZMPOP BZPOPMAX BZPOPMIN"  # noqa: SIM905 - a list to read
-    " WAIT WAITAOF XREAD XREADGROUP".split()
-)
-"""Commands that may wait in the server for something to happen."""
+BLOCKING: dict[str, tuple[int | None, float]] = {
+    "BLMOVE": (-1, 1.0),
+    "BLMPOP": (1, 1.0),
+    "BLPOP": (-1, 1.0),
+    "BRPOP": (-1, 1.0),
+    "BRPOPLPUSH": (-1, 1.0),
+    "BZMPOP": (1, 1.0),
+    "BZPOPMAX": (-1, 1.0),
+    "BZPOPMIN": (-1, 1.0),
+    "WAIT": (-1, 1e-3),
+    "WAITAOF": (-1, 1e-3),
+    "XREAD": (None, 1e-3),
+    "XREADGROUP": (None, 1e-3),
+}
+"""Commands that may wait in the server for something to happen: where among the arguments their
+own time limit stands (None: behind the word BLOCK), and its unit in seconds."""
 
 
 def steps_of(op: Any) -> Generator[Request, Any, Any]:

@@ -27,6 +27,8 @@ misreads strided buffers. Numpy is never imported here, only recognised when the
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -34,9 +36,9 @@ from typing import Any, Final
 
 import hiredis
 
-from ..errors import ProtocolError, reply_error
+from ..errors import ProtocolError, ReplyError, reply_error
 
-__all__ = ["CHUNK", "NOT_ENOUGH", "Decoder", "Push", "encode", "encode_many"]
+__all__ = ["CHUNK", "NOT_ENOUGH", "Decoder", "Push", "encode", "encode_many", "sealed"]
 
 Push = hiredis.PushNotification
 
@@ -85,6 +87,13 @@ def encode_many(commands: Iterable[Sequence[Any]]) -> list[tuple[bytes, int]]:
     if count:
         portions.append((b"".join(pieces), count))
     return portions
+
+
+def sealed(portions: Sequence[tuple[bytes, int]]) -> tuple[list[tuple[bytes, int]], bytes]:
+    """Return portions that end in an ECHO of a fresh nonce, and the nonce."""
+    nonce = os.urandom(12).hex().encode()
+    *head, (data, width) = portions
+    return [*head, (data + encode(("ECHO", nonce)), width + 1)], nonce
 
 
 def _add_pieces(pieces: list[Any], args: Sequence[Any]) -> int:
@@ -159,6 +168,7 @@ def _uncommon(arg: Any) -> bytes | memoryview:
         raise TypeError("has no form in Redis; convert it to bytes, str, int or float") from None
     if view.c_contiguous and view.nbytes:
         return view.cast("B")
+    _size(view.nbytes)  # refuses what is too large, before it is copied
     return view.tobytes()
 
 
@@ -175,37 +185,52 @@ NOT_ENOUGH: Final = _NotEnough()
 class Decoder:
     """hiredis' reader behind guards. Not thread-safe: one connection, one decoder.
 
-    `feed()` bytes in pieces of at most `CHUNK`, then
-    call `gets()` until it returns `NOT_ENOUGH`. After any exception the decoder is dead. `address`
-    is for the errors it makes.
+    `feed()` bytes in pieces of at most `CHUNK`, then call `gets()` until it returns `NOT_ENOUGH`.
+    After any exception the decoder is dead. `address` is for the errors it makes, which are also
+    kept in `refusals` until the connection clears it: so nobody has to search replies for them.
 
     hiredis returns an attribute (`|`) as if it were a reply, which would shift every later reply to
-    the wrong caller. So the bytes are looked at first. Frames are flat (only strings have a
-    payload), so a position in them is "how many bytes to skip" and "the start of a header line";
-    that walk costs 0.3 us a frame, so it is taken only when a piece holds `|` where a header could
-    stand, and starts from where the framing was last known.
+    the wrong caller, and believes the header of an array: ten bytes can cost it gigabytes. So the
+    bytes are looked at first. Frames are flat (only strings have a payload), so a position in them
+    is "how many bytes to skip" and "the start of a header line"; that walk costs 0.3 us a frame, so
+    it is taken only when a piece holds what could be such a header, and starts from where the
+    framing was last known. The two bytes behind a payload are not looked at, as hiredis does not.
     """
 
-    __slots__ = ("_has_data", "_held", "_held_size", "_position", "_reader", "gets")
+    __slots__ = (
+        "_has_data",
+        "_held",
+        "_held_size",
+        "_position",
+        "_promised",
+        "_reader",
+        "gets",
+        "refusals",
+    )
 
     HOLD: Final = 1 << 20  # bytes kept for a walk that may never be needed
+    ELEMENTS: Final = 1 << 24  # the most that one array, or those within each other, may promise
 
     def __init__(self, address: str = "") -> None:
+        self.refusals: list[ReplyError] = []
         self._reader = hiredis.Reader(
             protocolError=ProtocolError,
-            replyError=partial(reply_error, address=address),
+            replyError=partial(_refusal, self.refusals, address),
             notEnoughData=NOT_ENOUGH,
         )
         self.gets = self._reader.gets
         self._has_data = self._reader.has_data
         self._held: list[bytes] = []
-        self._held_size = 0
+        self._held_size = self._promised = 0
         self._position = _START
 
     def feed(self, data: bytes) -> None:
-        """Take the next bytes from the server; raise ProtocolError on an attribute."""
+        """Take the next bytes from the server.
+
+        Raises ProtocolError for an attribute, and for an array of an absurd size.
+        """
         self._held.append(data)
-        if b"|" in data or len(self._held) > 1:
+        if data[0] in _RISKY or _suspicious(data) or len(self._held) > 1:
             self._look(data)
         self._reader.feed(data)
 
@@ -218,14 +243,19 @@ class Decoder:
         if self._has_data():
             return False
         self._held.clear()
-        self._held_size = 0
+        self._held_size = self._promised = 0
         self._position = _START
         return True
 
     def _look(self, data: bytes) -> None:
-        """Walk if an attribute may stand in `data`, or if enough is held."""
+        """Walk if a risky header may stand in `data`, or begin before it, or if enough is held."""
         self._held_size += len(data)
-        if self._held_size > self.HOLD or data.startswith(b"|") or b"\n|" in data:
+        if (
+            self._held_size > self.HOLD
+            or data[0] in _RISKY
+            or _suspicious(data)
+            or (len(self._held) > 1 and _unfinished(self._held[-2][-24:]))
+        ):
             self._walk()
 
     def _walk(self) -> None:
@@ -242,13 +272,37 @@ class Decoder:
             end = data.find(b"\r\n", position)
             if end < 0:
                 break
-            try:
-                length = int(data[position + 1 : end]) if kind in b"$=!" else -1
-            except ValueError:
-                break  # hiredis refuses such a header; it says why better than we could
+            length = -1
+            if kind in _SIZED:
+                try:
+                    length = int(data[position + 1 : end])
+                except ValueError:
+                    break  # hiredis refuses such a header; it says why better than we could
+                if kind in _RISKY:
+                    self._promise(kind, length)
+                    length = -1
             position = end + 2 + (length + 2 if length >= 0 else 0)
         self._position = (max(position - size, 0), data[position:])
 
+    def _promise(self, kind: int, elements: int) -> None:
+        # hiredis fills a push with as many elements as were promised, and wants no more of -1.
+        self._promised += max(elements, 0)
+        if self._promised > self.ELEMENTS or (kind == _PUSH and not 0 <= elements < 1 << 16):
+            raise ProtocolError(f"the server promised {elements} elements")
 
-_ATTRIBUTE: Final = ord("|")
+
+def _refusal(refusals: list[ReplyError], address: str, text: str) -> ReplyError:
+    # No method of the decoder: the reader would keep it alive, and it the reader.
+    error = reply_error(text, address=address)
+    refusals.append(error)
+    return error
+
+
+_ATTRIBUTE, _PUSH = b"|>"
+_RISKY: Final = frozenset(b"|>*~")
+_SIZED: Final = frozenset(b"$=!>*~")
+# What may be an attribute, a push without a size, or an array of a million elements and more: where
+# a line begins, and where a piece ends in the middle of one.
+_suspicious: Final = re.compile(rb"\n(?:\||>-|[>*~]\d{7})").search
+_unfinished: Final = re.compile(rb"\n[>*~][\d-]*\r?\Z|\n\Z").search
 _START: Final = (0, b"")  # bytes to skip, and the start of a header line

@@ -1,21 +1,33 @@
 """What a client was told, checked once and kept as one frozen value for both shells.
 
-Must not import sockets, ssl or asyncio; a TLS context is passed through untouched.
+Must not import sockets or asyncio; ssl, and the names of socket options, only where a connection
+needs them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from .address import Address, Secret, parse_url
-from .commands import hello, select
+from .pushes import PushQueue
+from .retry import Retry
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-__all__ = ["Observer", "Settings", "Sizes", "Times", "make_settings", "seconds"]
+__all__ = [
+    "ConnectionFigures",
+    "Observer",
+    "Settings",
+    "Sizes",
+    "Times",
+    "make_settings",
+    "seconds",
+]
 
 
 class Times(NamedTuple):
@@ -42,6 +54,24 @@ class Observer(Protocol):
         """Take note of a connection: `opened` or `closed`."""
 
 
+class ConnectionFigures(NamedTuple):
+    """A client's connections: those there are, and what happened so far.
+
+    `open` of them `in_use`; `waiting` callers now. `created` in all; `waited` callers had to wait
+    for a place, `wait_time` seconds together. `dropped` counts closed ones by the reason: the name
+    of the error that ended them, or `ended while idle`, `idle_timeout`, `READONLY`,
+    `reauthenticated`, `abandoned` (by an interrupted or cancelled call), `closed` (by the client).
+    """
+
+    open: int
+    in_use: int
+    waiting: int
+    created: int
+    waited: int
+    wait_time: float
+    dropped: Mapping[str, int]
+
+
 @dataclass(frozen=True)
 class Settings:
     """All that is needed to connect. Times are seconds; infinity stands for "no limit"."""
@@ -49,86 +79,104 @@ class Settings:
     address: Address
     timeout: float
     connect_timeout: float
+    idle_timeout: float
+    keepalive: int
     max_connections: int
     client_name: str | None
     protocol: int
+    integrity: bool
+    retry: Retry
+    credentials: Callable[[], Any] | None = field(repr=False)
     ssl_context: SSLContext | None = field(repr=False)
+    pushes: PushQueue | None = field(repr=False)
     observer: Observer | None = field(repr=False)
 
-    def handshake(self) -> list[tuple[str | int, ...]]:
-        """Return the commands that open a connection; they leave in its first write."""
-        address = self.address
-        password = address.password.reveal() if address.password is not None else None
-        greeting = hello(self.protocol, address.username, password, self.client_name)
-        return [greeting, select(address.db)] if address.db else [greeting]
-
+    @cached_property
     def tls(self) -> SSLContext | None:
-        """Return the TLS context to connect with, or None; host names are verified by default."""
+        """The TLS context to connect with, or None; certificate and host name are verified."""
         if not self.address.tls:
             return None
         if self.ssl_context is not None:
             return self.ssl_context
         import ssl  # noqa: PLC0415 - 7 ms that a plain connection does not need
 
-        return ssl.create_default_context()
+        options = dict(self.address.options)
+        try:
+            context = ssl.create_default_context(cafile=options.get("tls_ca_cert_file"))
+            if "tls_cert_file" in options:
+                context.load_cert_chain(options["tls_cert_file"], options.get("tls_key_file"))
+        except OSError as error:
+            raise ValueError(f"url: the tls_ files cannot be loaded: {error}") from error
+        if options.get("tls_verify") == "none":
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+    def tune(self, sock: Any) -> None:
+        """Set a TCP socket's options: no delay, and probes that notice a peer which is gone."""
+        import socket  # noqa: PLC0415 - for the names of its options
+
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(self.keepalive > 0))
+        if self.keepalive and hasattr(socket, "TCP_KEEPIDLE"):  # macOS calls it otherwise
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, self.keepalive)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, self.keepalive // 3))
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
 
 
-def make_settings(
-    url: str,
-    *,
-    timeout: float | None,
-    connect_timeout: float | None,
-    max_connections: int,
-    username: str | None,
-    password: str | None,
-    client_name: str | None,
-    protocol: int,
-    ssl_context: SSLContext | None,
-    observer: Observer | None,
-) -> Settings:
-    """Check what a client was given, and return it; the URL's options count before the parameters.
+def make_settings(given: dict[str, Any]) -> Settings:
+    """Check what a client was given; the URL's options count before the parameters.
 
     Raises TypeError or ValueError naming the parameter or the part of the URL.
     """
-    address = parse_url(url)
-    options: dict[str, str] = dict(address.options)
-    if username is not None or password is not None:
-        address = Address(
-            **{
-                **vars(address),
-                "username": address.username if username is None else _text("username", username),
-                "password": (
-                    address.password if password is None else Secret(_text("password", password))
-                ),
-            }
-        )
-    if address.username is not None and address.password is None:
-        raise ValueError("username: a user needs a password")
-    if ssl_context is not None and not address.tls:
-        raise ValueError("ssl_context: only a rediss:// URL connects by TLS")
+    address = _with_login(parse_url(given["url"]), given)
+    options = {**given, **dict(address.options)}
+    options |= {name: _number(name, text) for name, text in address.options if name in _NUMBERS}
+    _check_tls(address, given["ssl_context"])
+    observer, retry, on_push = given["observer"], given["retry"], given["on_push"]
     if observer is not None and (isinstance(observer, type) or not hasattr(observer, "command")):
         raise TypeError("observer must be an object with command() and connection()")
-    limit = seconds("timeout", _number("timeout", options, timeout))
-    connect_limit = _number("connect_timeout", options, connect_timeout)
-    level = _number("protocol", options, protocol)
-    if level not in (2, 3):
-        raise ValueError(f"protocol must be 2 or 3, not {level!r}")
-    most = _number("max_connections", options, max_connections)
-    if isinstance(most, bool) or not isinstance(most, (int, float)) or most not in range(1, 2**20):
-        raise ValueError(f"max_connections must be a whole number above 0, not {most!r}")
-    name = options.get("client_name", client_name)
+    if not isinstance(retry, (Retry, type(None))):
+        raise TypeError(f"retry must be a Retry or None, not {type(retry).__name__}")
+    for name in ("on_push", "credentials"):
+        if given[name] is not None and not callable(given[name]):
+            raise TypeError(f"{name} must be callable, not {type(given[name]).__name__}")
+    limit = seconds("timeout", options["timeout"])
+    name = options["client_name"]
     if name is not None and (not _text("client_name", name) or not _is_client_name(name)):
         raise ValueError("client_name must be printable ASCII without spaces")
+    if options["integrity"] not in (None, "echo"):
+        raise ValueError(f"integrity must be 'echo' or None, not {options['integrity']!r}")
     return Settings(
         address=address,
         timeout=limit,
-        connect_timeout=min(limit, seconds("connect_timeout", connect_limit)),
-        max_connections=int(most),
+        connect_timeout=min(limit, seconds("connect_timeout", options["connect_timeout"])),
+        idle_timeout=seconds("idle_timeout", options["idle_timeout"]),
+        keepalive=_whole("keepalive", options, range(32768)),
+        max_connections=_whole("max_connections", options, range(1, 2**20)),
         client_name=name,
-        protocol=int(level),
-        ssl_context=ssl_context,
+        protocol=_whole("protocol", options, range(2, 4)),
+        integrity=options["integrity"] == "echo",
+        retry=Retry(attempts=1) if retry is None else retry,
+        credentials=given["credentials"],
+        ssl_context=given["ssl_context"],
+        pushes=None if on_push is None else PushQueue(on_push),
         observer=observer,
     )
+
+
+def _with_login(address: Address, given: dict[str, Any]) -> Address:
+    """Return the address with the user and password that were given as parameters."""
+    username, password = given["username"], given["password"]
+    if username is not None:
+        address = replace(address, username=_text("username", username))
+    if password is not None:
+        address = replace(address, password=Secret(_text("password", password)))
+    if address.username is not None and address.password is None:
+        raise ValueError("username: a user needs a password")
+    if address.password is not None and given["credentials"] is not None:
+        raise ValueError("credentials: give a function or a password, not both")
+    return address
 
 
 def seconds(name: str, value: float | None) -> float:
@@ -145,19 +193,48 @@ def seconds(name: str, value: float | None) -> float:
 _LONGEST = 2_000_000  # seconds, 23 days; poll() takes no more, so longer limits are none
 
 
-def _number(name: str, options: dict[str, str], value: Any) -> Any:
-    """Return the option of the URL as a number if there is one, else the parameter."""
-    if name not in options:
-        return value
+_NUMBERS = {
+    "connect_timeout",
+    "idle_timeout",
+    "keepalive",
+    "max_connections",
+    "protocol",
+    "timeout",
+}
+
+
+def _number(name: str, text: str) -> float:
     try:
-        return float(options[name])
+        return float(text)
     except ValueError:
-        raise ValueError(f"url: {name} must be a number, not {options[name]!r}") from None
+        raise ValueError(f"url: {name} must be a number, not {text!r}") from None
+
+
+def _whole(name: str, options: dict[str, Any], allowed: range) -> int:
+    value = options[name]
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value not in allowed:
+        least, most = allowed[0], allowed[-1]
+        raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    return int(value)
+
+
+def _check_tls(address: Address, context: SSLContext | None) -> None:
+    options = {name: value for name, value in address.options if name.startswith("tls_")}
+    if not address.tls and (options or context is not None):
+        raise ValueError("ssl_context and the tls_ options: only a rediss:// URL connects by TLS")
+    if options and context is not None:
+        raise ValueError("ssl_context: give a context or tls_ options in the URL, not both")
+    if options.get("tls_verify", "full") not in {"full", "none"}:
+        raise ValueError("url: tls_verify must be 'full' or, to trust any server, 'none'")
+    if "tls_key_file" in options and "tls_cert_file" not in options:
+        raise ValueError("url: tls_key_file needs a tls_cert_file")
 
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}")
+    if any("\ud800" <= char <= "\udfff" for char in value):  # an error of encode() would show it
+        raise ValueError(f"{name} is not valid Unicode")
     return value
 
 

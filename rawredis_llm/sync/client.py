@@ -5,32 +5,36 @@ Must not import asyncio, numpy, or what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from time import monotonic, time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
+from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import RedisError, ReplyError, reply_error
+from ..errors import ConnectError, RedisError, ReplyError, WatchError, reply_error
+from ..protocol.client import BaseClient
+from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
     Batch,
     Command,
     Embed,
+    Op,
     Request,
     Runnable,
     Runner,
     as_member,
     command_name,
     name_of,
-    refuse_stateful,
     steps_of,
-    together,
+    vet,
 )
-from ..protocol.resp import encode
-from ..protocol.settings import Observer, Sizes, Times, make_settings, seconds
+from ..protocol.resp import encode, encode_many
+from ..protocol.retry import Retry, refusal
+from ..protocol.settings import ConnectionFigures, Sizes, Times
+from .connection import Connection
 from .pool import Pool
+from .pubsub import Subscription
 
 if TYPE_CHECKING:
-    from ssl import SSLContext
-
     from typing_extensions import Self
 
 __all__ = ["Client"]
@@ -38,51 +42,13 @@ __all__ = ["Client"]
 T = TypeVar("T")
 
 
-class Client(Runner):
-    """A Redis client for any number of threads. Creating one does no I/O.
+class Client(BaseClient, Runner):
+    """A Redis client for any number of threads. Creating one does no I/O."""
 
-    `timeout` is the limit, in seconds, of every exchange: waiting for a connection, connecting,
-    sending and reading together (default 5; None: no limit). `connect_timeout` (default: `timeout`)
-    shortens it for connecting. At most `max_connections` (default 32) sockets are open; further
-    callers wait. `protocol` is 3 or 2. `ssl_context` replaces the verifying default of `rediss://`.
-    `observer` is told of each exchange. Options in the URL count before parameters.
+    _pool: Pool
 
-    Raises ValueError or TypeError naming the parameter that is wrong.
-    """
-
-    def __init__(
-        self,
-        url: str = "redis://localhost:6379/0",
-        *,
-        timeout: float | None = 5.0,
-        connect_timeout: float | None = None,
-        max_connections: int = 32,
-        username: str | None = None,
-        password: str | None = None,
-        client_name: str | None = None,
-        protocol: int = 3,
-        ssl_context: SSLContext | None = None,
-        observer: Observer | None = None,
-    ) -> None:
-        settings = make_settings(
-            url,
-            timeout=timeout,
-            connect_timeout=connect_timeout,
-            max_connections=max_connections,
-            username=username,
-            password=password,
-            client_name=client_name,
-            protocol=protocol,
-            ssl_context=ssl_context,
-            observer=observer,
-        )
-        self._timeout = settings.timeout
-        self._observer = observer
-        self._address = str(settings.address)
-        self._pool = Pool(settings)
-
-    def __repr__(self) -> str:
-        return f"<Client {self._address}>"
+    def _start(self) -> None:
+        self._pool = Pool(self._settings)
 
     def __enter__(self) -> Self:
         return self
@@ -94,20 +60,10 @@ class Client(Runner):
         """Close every connection; calls after this raise RuntimeError."""
         self._pool.close()
 
-    def call(self, *args: Any, timeout: float | None = None) -> Any:
-        """Send one command and return its reply: bytes, int, float, bool, None, list or dict.
-
-        Status replies are bytes (`b"OK"`). `timeout` (seconds) replaces the client's for this call.
-        Raises ReplyError for a server's error, TypeError or ValueError for an argument that has no
-        form on the wire and for commands that would change a shared connection's state.
-        """
-        limit = self._timeout if timeout is None else seconds("timeout", timeout)
-        return self._one(args, limit)
-
     def run(self, op: Runnable[T]) -> T:
         """Run an op (or a single `Command`) and return its result."""
         if type(op) is Command:
-            return op.value(self._one(op.args, self._timeout))
+            return op.value(self._one(op.args))
         steps = steps_of(op)
         try:
             request = next(steps)
@@ -124,36 +80,42 @@ class Client(Runner):
         finally:
             steps.close()
 
-    def gather(self, ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> list[Any]:
-        """Run ops in lock step, each step's commands in one write; return their results in order.
+    def subscribe(
+        self, *channels: str | bytes, pattern: bool = False, sharded: bool = False
+    ) -> Subscription:
+        """Return an endless iterator of what is published, on a connection of its own.
 
-        One op's error stays in its slot until the others have finished; then the first is raised,
-        or with `raise_errors=False` errors stand in the list.
+        `pattern` takes `channels` for patterns, `sharded` for shard channels. The server has
+        confirmed them when this returns.
         """
-        return self.run(together(ops, raise_errors=raise_errors))
+        subscription = Subscription(self._settings)
+        subscription.subscribe(*channels, pattern=pattern, sharded=sharded)
+        return subscription
 
-    def pipeline(
-        self, commands: Iterable[Sequence[Any] | Command[Any]], *, raise_errors: bool = True
-    ) -> list[Any]:
-        """Send commands in one write and return their replies in order.
+    @property
+    def server_info(self) -> ServerInfo:
+        """What the server is and can do; asked once."""
+        return self.run(self._server_info())
 
-        All are encoded before the first byte leaves, and all replies are read before the first
-        error is raised; with `raise_errors=False` errors stand in the list.
-        """
-        batch = Batch([as_member(command) for command in commands], raise_errors=raise_errors)
-        return self._batch(batch)
+    @property
+    def connections(self) -> ConnectionFigures:
+        """How many connections there are, what they do, and what became of others."""
+        return self._pool.figures()
 
-    def transaction(self, commands: Iterable[Sequence[Any] | Command[Any]]) -> list[Any]:
-        """Send commands in one write between MULTI and EXEC and return their replies in order.
+    def _retire(self, why: str) -> None:
+        self._pool.retire(why)
 
-        Raises ExecAbortError if the server refused one and so ran none, and the first error of one
-        that failed while the others ran.
-        """
-        return self._batch(Batch([as_member(command) for command in commands], atomic=True))
+    def _pages(self, page: Callable[[bytes], Command[tuple[bytes, list[T]]]]) -> Iterator[T]:
+        cursor = b"0"
+        while True:
+            cursor, found = self.run(page(cursor))
+            yield from found
+            if cursor == b"0":
+                return
 
     def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
-            return request.value(self._one(request.args, self._timeout))
+            return request.value(self._one(request.args))
         if isinstance(request, Batch):
             return self._batch(request)
         if isinstance(request, Embed):
@@ -162,47 +124,128 @@ class Client(Runner):
             return request.call(request.texts)
         return time()
 
-    def _one(self, args: Sequence[Any], limit: float) -> Any:
-        refuse_stateful(args)
+    def _one(
+        self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False
+    ) -> Any:
+        waits = vet(args)
         data = encode(args)
         start = monotonic()
-        try:
-            connection = self._pool.acquire(start + limit)
+        deadline = start + (self._timeout + waits if limit is None else limit)
+        tried = 0
+        while True:
             try:
-                reply = connection.request(data, start + limit)
-            finally:
-                received = connection.received
-                self._pool.release(connection)
-        except BaseException as error:
-            self._note_failure(error, args, start, len(data))
-            raise
-        refusal = reply if isinstance(reply, ReplyError) else None
+                connection = self._pool.acquire(deadline)
+                try:
+                    reply = connection.request(data, deadline)
+                finally:
+                    received = connection.received
+                    self._pool.release(connection)
+            except BaseException as error:
+                tried += 1
+                if self._again(error, args, tried, deadline, idempotent=idempotent):
+                    continue
+                self._note_failure(error, args, start, len(data))
+                raise
+            refused = reply if isinstance(reply, ReplyError) else None
+            if refused is None:
+                break
+            tried += 1
+            if not self._again(refused, args, tried, deadline):
+                break
+        if self._pushes is not None:
+            self._pushes.deliver()
         if self._observer is not None:
-            self._observe(args, start, len(data), received, refusal)
-        if refusal is not None:
-            raise reply_error(reply.message, command_name(args), reply.address)
+            self._observe(args, start, len(data), received, refused)
+        if refused is not None:
+            raise reply_error(refused.message, command_name(args), refused.address)
         return reply
 
-    def _batch(self, batch: Batch) -> list[Any]:
+    def _batch(self, batch: Batch, *, idempotent: bool = False) -> list[Any]:
         portions = batch.encode()
         if not portions:
             return batch.result([])
         start = monotonic()
-        deadline = start + self._timeout
+        deadline = start + self._timeout + batch.waits
         sent = sum(len(data) for data, _ in portions)
-        try:
-            connection = self._pool.acquire(deadline)
+        tried = 0
+        while True:
             try:
-                replies = connection.exchange(portions, deadline)
-            finally:
-                received = connection.received
-                self._pool.release(connection)
-        except BaseException as error:
-            self._note_failure(error, batch, start, sent)
-            raise
+                connection = self._pool.acquire(deadline)
+                try:
+                    replies = connection.exchange(portions, deadline)
+                finally:
+                    received = connection.received
+                    self._pool.release(connection)
+            except BaseException as error:
+                tried += 1
+                if self._again(error, batch, tried, deadline, idempotent=idempotent):
+                    continue
+                self._note_failure(error, batch, start, sent)
+                raise
+            refused = refusal(replies, atomic=batch.atomic)
+            if refused is None:
+                break
+            tried += 1
+            if not self._again(refused, batch, tried, deadline):
+                break
+        if self._pushes is not None:
+            self._pushes.deliver()
         if self._observer is not None:
             self._observe(batch, start, sent, received, None)
         return batch.result(replies)
+
+    def _again(
+        self,
+        failure: BaseException,
+        what: Batch | Sequence[Any],
+        tried: int,
+        deadline: float,
+        *,
+        idempotent: bool = False,
+    ) -> bool:
+        """Wait, and return True, if the exchange is to be tried again before the deadline."""
+        pause = self._retry.pause(failure, what, tried, idempotent=idempotent)
+        if pause is None or monotonic() + pause >= deadline:
+            return False
+        sleep(pause)
+        return True
+
+    def _optimistic(
+        self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...]
+    ) -> list[Any]:
+        deadline = monotonic() + self._timeout
+        tried = 0
+        while True:
+            try:
+                return self._attempt(read, watch, deadline)
+            except RedisError as error:
+                tried += 1
+                if not self._again(error, watch, tried, deadline):
+                    raise
+
+    def _attempt(
+        self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...], deadline: float
+    ) -> list[Any]:
+        """Watch, read and execute on one connection; one on which keys stay watched is closed."""
+        connection = self._pool.acquire(deadline)
+        leased = copy(self)
+        limits = {"_retry": Retry(attempts=1), "_timeout": deadline - monotonic()}
+        vars(leased).update(limits, _pool=_Lease(connection))
+        pending = len(watch) > 1
+        try:
+            if pending:
+                [reply] = connection.exchange(encode_many([watch]), deadline)
+                Command(watch).result([reply])
+            members = [as_member(command) for command in leased.run(read())]
+            replies = leased.transaction(members)
+            pending = pending and not members
+        except WatchError:
+            pending = False
+            raise
+        finally:
+            connection.dirty = connection.dirty or pending
+            self._pool.release(connection)
+        return replies
 
     def _note_failure(
         self, error: BaseException, what: Batch | Sequence[Any], start: float, sent: int
@@ -224,3 +267,18 @@ class Client(Runner):
         assert self._observer is not None
         times, sizes = Times(start, monotonic()), Sizes(sent, received)
         self._observer.command(name_of(what), times, sizes, error)
+
+
+class _Lease(Pool):
+    """What stands for the pool where every request has to take the same connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def acquire(self, deadline: float) -> Connection:  # noqa: ARG002 - it has been acquired
+        if not self._connection.opened:
+            raise ConnectError("the connection that watched the keys was lost")
+        return self._connection
+
+    def release(self, connection: Connection) -> None:
+        pass

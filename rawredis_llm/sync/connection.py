@@ -12,27 +12,25 @@ from __future__ import annotations
 import math
 import select
 import socket
-from collections.abc import Iterable
+import threading
+from collections.abc import Sequence
 from time import monotonic
 from typing import Any
 
-from ..errors import (
-    ConnectError,
-    ConnectTimeoutError,
-    OutcomeUnknownError,
-    ProtocolError,
-    ReadTimeoutError,
-    RedisError,
-    ReplyError,
-)
-from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many
+from ..errors import OutcomeUnknownError, ProtocolError, ReadTimeoutError, RedisError, ReplyError
+from ..protocol.handshake import Login, as_login, failure_of, greet, without_frames
+from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many, sealed
 from ..protocol.settings import Settings
 
 __all__ = ["Connection"]
 
 
 class Connection:
-    """A socket to one server, opened by `open()`, closed for good by `close()`."""
+    """A socket to one server, opened by `open()`, closed for good by `close()`.
+
+    `refusals` are the errors among the replies since somebody cleared it; `retired` says why it
+    must not be used again although it is clean, `ended` why it was closed.
+    """
 
     __slots__ = (
         "__weakref__",
@@ -40,11 +38,16 @@ class Connection:
         "_decoder",
         "_gets",
         "_poll",
+        "_proves",
         "_settings",
         "_sock",
         "_tls",
         "dirty",
+        "ended",
+        "idle_since",
         "received",
+        "refusals",
+        "retired",
     )
 
     def __init__(self, settings: Settings) -> None:
@@ -52,17 +55,22 @@ class Connection:
         self._address = str(settings.address)
         self._tls = settings.address.tls
         self._sock: socket.socket | None = None
+        self._proves = False
         self.dirty = True
         self.received = 0
+        self.idle_since = 0.0
+        self.refusals: list[ReplyError] = []
+        self.retired = self.ended = ""
 
     def __del__(self) -> None:
         # A connection that an interrupt took from its owner closes here; the pool counts by
         # weak references, so its place is free again too.
-        self.close()
+        self.close("abandoned")
 
     def open(self, deadline: float) -> None:
         """Connect and shake hands. Raises ConnectError, or the server's refusal."""
         settings = self._settings
+        login = _login(settings)
         limit = min(deadline, monotonic() + settings.connect_timeout)
         try:
             self._sock = _connect(settings, limit)
@@ -72,16 +80,31 @@ class Connection:
             self._poll = poll.poll
             self._decoder = Decoder(self._address)
             self._gets = self._decoder.gets
-            replies = self.exchange(encode_many(settings.handshake()), limit)
+            self.refusals = self._decoder.refusals
+            self._greet(login, limit)
+        except ReplyError as error:
+            self.close(type(error).__name__)
+            raise
         except (RedisError, OSError, UnicodeError) as error:  # the last: no possible host name
-            self.close()
-            raise self._not_connected(error) from error
-        for reply in replies:
-            if isinstance(reply, ReplyError):
-                self.close()
-                raise reply
+            refused = self.refusals[:1]  # it may say why it hung up: too many clients, no trust
+            self.close("ConnectError")
+            if refused:
+                raise refused[0] from None
+            raise failure_of(error, self._address) from without_frames(error)
+        except BaseException as error:  # noqa: BLE001 - an interrupt, which shows frames as well
+            raise without_frames(error) from None
+        self._proves = settings.integrity
         if settings.observer is not None:
             settings.observer.connection("opened")
+
+    def _greet(self, login: Login, limit: float) -> None:
+        steps = greet(self._settings, login)
+        replies: Any = None
+        try:
+            while True:
+                replies = self.exchange(encode_many(steps.send(replies)), limit)
+        except StopIteration:
+            self.refusals.clear()
 
     @property
     def opened(self) -> bool:
@@ -94,9 +117,13 @@ class Connection:
         By the socket's state, at 0.5 us, not by a PING: a reply that arrived in idle time would be
         taken for the next request's, and a server that has hung up is noticed before we send.
         """
-        return not self._poll(0) or self._only_pushes()
+        while self._poll(0):
+            if not self._only_pushes():
+                return False
+        return True
 
     def _only_pushes(self) -> bool:
+        """Take what has come; return True if it is one or more whole pushes."""
         assert self._sock is not None
         try:
             self._sock.settimeout(0)
@@ -104,7 +131,8 @@ class Connection:
             if not data:
                 return False
             self._decoder.feed(data)
-            while type(self._gets()) is Push:
+            while type(push := self._gets()) is Push:
+                self._keep(push)
                 if self._decoder.settled():
                     return True
         except Exception as error:  # noqa: BLE001 - whatever it is, this connection is not usable
@@ -114,15 +142,19 @@ class Connection:
 
     def request(self, data: bytes, deadline: float) -> Any:
         """Send one command and return its reply; a server's error is returned, not raised."""
+        if self._proves:
+            return self.exchange([(data, 1)], deadline)[0]
         self.dirty = True
         self.received = 0
         try:
             self._send(data, deadline)
             self._receive(deadline)
             reply = self._gets()
-            while reply is NOT_ENOUGH or type(reply) is Push:  # a push that nobody asked for
+            while reply is NOT_ENOUGH or type(reply) is Push:
                 if reply is NOT_ENOUGH:
                     self._receive(deadline)
+                else:
+                    self._keep(reply)
                 reply = self._gets()
             if not self._decoder.settled():
                 self._settle()
@@ -131,13 +163,16 @@ class Connection:
         self.dirty = False
         return reply
 
-    def exchange(self, portions: Iterable[tuple[bytes, int]], deadline: float) -> list[Any]:
+    def exchange(self, portions: Sequence[tuple[bytes, int]], deadline: float) -> list[Any]:
         """Send each portion in one write, then read its replies; return all, errors in their slots.
 
         A portion is bytes and the number of commands in them.
         """
         self.dirty = True
         self.received = 0
+        nonce = None
+        if self._proves:
+            portions, nonce = sealed(portions)
         replies: list[Any] = []
         gets = self._gets
         try:
@@ -148,24 +183,60 @@ class Connection:
                     reply = gets()
                     if reply is NOT_ENOUGH:
                         self._receive(deadline)
-                    elif type(reply) is not Push:
+                    elif type(reply) is Push:
+                        self._keep(reply)
+                    else:
                         replies.append(reply)
             if not self._decoder.settled():
                 self._settle()
+            if nonce is not None and replies.pop() != nonce:
+                raise ProtocolError("the replies are not those to this request")
         except Exception as error:
             raise self._failed(error) from error
         self.dirty = False
         return replies
 
-    def close(self) -> None:
+    def send(self, data: bytes, deadline: float) -> None:
+        """Send, and leave what comes of it to `next_frame`: for a subscriber, which is never clean.
+
+        Raises as `request` does.
+        """
+        self.dirty = True
+        try:
+            self._send(data, deadline)
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def next_frame(self, deadline: float) -> Any:
+        """Return the next reply or push; NOT_ENOUGH when the deadline passes, which harms nothing.
+
+        Raises as `request` does.
+        """
+        try:
+            while (reply := self._gets()) is NOT_ENOUGH:
+                self._receive(deadline)
+            self._decoder.settled()
+        except TimeoutError:
+            return NOT_ENOUGH
+        except Exception as error:
+            raise self._failed(error) from error
+        return reply
+
+    def close(self, why: str = "closed") -> None:
         """Close the socket; harmless when it is closed."""
         sock, self._sock = self._sock, None
         if sock is None:
             return
         self.dirty = True
+        self.ended = why
         sock.close()
         if self._settings.observer is not None:
             self._settings.observer.connection("closed")
+
+    def _keep(self, push: Any) -> None:
+        """Put aside what the server said unasked; nobody may want it."""
+        if self._settings.pushes is not None:
+            self._settings.pushes.add(push)
 
     def _send(self, data: bytes, deadline: float) -> None:
         assert self._sock is not None
@@ -196,22 +267,14 @@ class Connection:
 
     def _settle(self) -> None:
         """Bytes are left after the last owed reply: they must be pushes, and whole."""
-        while type(self._gets()) is Push:
+        while type(push := self._gets()) is Push:
+            self._keep(push)
             if self._decoder.settled():
                 return
         raise ProtocolError("the server sent a reply that nobody asked for")
 
-    def _not_connected(self, error: Exception) -> ConnectError:
-        if isinstance(error, TimeoutError):
-            return ConnectTimeoutError("no connection in time", address=self._address)
-        if isinstance(error, RedisError):
-            return ConnectError(error.message, address=self._address)
-        text = getattr(error, "strerror", None) or str(error)
-        return ConnectError(text, address=self._address)
-
     def _failed(self, error: Exception) -> RedisError:
         """Close, and return the error to raise for whatever broke the exchange."""
-        self.close()
         kind: type[RedisError] = ProtocolError
         text = f"the reply could not be read: {error!r}"
         if isinstance(error, RedisError):
@@ -221,7 +284,20 @@ class Connection:
         elif isinstance(error, OSError):
             kind = OutcomeUnknownError
             text = f"the connection was lost: {error.strerror or error}"
+        self.close(kind.__name__)
         return kind(text, address=self._address)
+
+
+def _login(settings: Settings) -> Login:
+    """Return the credentials; the caller's own function is asked for each connection anew."""
+    if settings.credentials is None:
+        return Login(settings.address.username, settings.address.password)
+    given = settings.credentials()
+    if hasattr(given, "__await__"):
+        if hasattr(given, "close"):
+            given.close()  # a coroutine, which would complain of never having been awaited
+        raise TypeError("credentials: this function is asynchronous: use it with an AsyncClient")
+    return as_login(given)
 
 
 def _left(deadline: float) -> float | None:
@@ -237,8 +313,7 @@ def _connect(settings: Settings, deadline: float) -> socket.socket:
     if address.path:
         return _reach(socket.AF_UNIX, address.path, deadline)
     failure: OSError | None = None
-    found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    for family, _, _, _, where in found:
+    for family, _, _, _, where in _resolve(address.host, address.port, deadline):
         try:
             sock = _reach(family, where, deadline)
         except TimeoutError:
@@ -247,17 +322,38 @@ def _connect(settings: Settings, deadline: float) -> socket.socket:
             failure = error
             continue
         try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            context = settings.tls()
-            if context is None:
+            settings.tune(sock)
+            if settings.tls is None:
                 return sock
             sock.settimeout(_left(deadline))
-            return context.wrap_socket(sock, server_hostname=address.host)
+            return settings.tls.wrap_socket(sock, server_hostname=address.host)
         except BaseException:
             sock.close()
             raise
     raise failure or OSError("the host has no address")
+
+
+def _resolve(host: str, port: int, deadline: float) -> list[Any]:
+    """Return a host's addresses; a name is looked up in a thread, as that has no time limit."""
+    if ":" in host or host.replace(".", "").isdigit():
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found: list[Any] = []
+
+    def look_up() -> None:
+        try:
+            found.append(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:  # noqa: BLE001 - raised below, in the thread that asked
+            found.append(error)
+
+    looking = threading.Thread(target=look_up, daemon=True)
+    looking.start()
+    looking.join(_left(deadline))
+    if not found:
+        raise TimeoutError
+    if isinstance(found[0], Exception):
+        raise found[0]
+    addresses: list[Any] = found[0]
+    return addresses
 
 
 def _reach(family: int, where: Any, deadline: float) -> socket.socket:

@@ -9,15 +9,16 @@ Must not import asyncio, or what is stored.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
-from collections import deque
+from collections import Counter, deque
 from time import monotonic
 from typing import Final
 
-from ..errors import PoolTimeoutError
-from ..protocol.settings import Settings
+from ..errors import PoolTimeoutError, ReadOnlyError
+from ..protocol.settings import ConnectionFigures, Settings
 from .connection import Connection
 
 __all__ = ["Pool"]
@@ -42,6 +43,7 @@ class Pool:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._closed = False
+        self._ages = settings.idle_timeout != math.inf
         self._reset()
         _pools.add(self)
 
@@ -51,6 +53,9 @@ class Pool:
         self._idle: deque[Connection] = deque()
         self._waiters: deque[_Waiter] = deque()
         self._live: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._created = self._waited = 0
+        self._wait_time = 0.0
+        self._dropped: Counter[str] = Counter()
 
     def acquire(self, deadline: float) -> Connection:
         """Return an open, clean connection; the caller must `release` it.
@@ -59,7 +64,7 @@ class Pool:
         """
         if not self._waiters:
             try:
-                while not (connection := self._idle.pop()).usable():
+                while not self._usable(connection := self._idle.pop()):
                     self._drop(connection)
             except IndexError:
                 pass
@@ -69,23 +74,49 @@ class Pool:
 
     def release(self, connection: Connection) -> None:
         """Take a connection back; a dirty one is closed."""
-        if connection.dirty:
+        if connection.refusals:
+            self._note_refusals(connection)
+        if connection.dirty or connection.retired:
             self._drop(connection)
         else:
+            if self._ages:
+                self._note_age(connection)
             self._idle.append(connection)
             if self._closed:
                 self.close()
         if self._waiters:
             self._serve()
 
-    def close(self) -> None:
-        """Close what is idle now and what is in use when it comes back; later calls raise."""
-        self._closed = True
+    def retire(self, why: str) -> None:
+        """Close what is idle now, and what is in use when it comes back."""
+        with self._lock:
+            for connection in list(self._live):
+                connection.retired = connection.retired or why
         while True:
             try:
                 self._drop(self._idle.pop())
             except IndexError:
                 return
+
+    def close(self) -> None:
+        """Close all connections, those in use when they come back; later calls raise."""
+        self._closed = True
+        self.retire("closed")
+
+    def figures(self) -> ConnectionFigures:
+        """Return what there is now, and what happened so far."""
+        with self._lock:
+            places = len(self._live)
+            collected = self._created - places - sum(self._dropped.values())
+            return ConnectionFigures(
+                open=places,
+                in_use=max(places - len(self._idle), 0),
+                waiting=len(self._waiters),
+                created=self._created,
+                waited=self._waited,
+                wait_time=self._wait_time,
+                dropped=self._dropped + Counter(abandoned=collected),
+            )
 
     def after_fork(self) -> None:
         """In a forked child: close our copies of the sockets. The parent's stay as they are."""
@@ -94,12 +125,34 @@ class Pool:
         for connection in inherited:
             connection.close()
 
+    def _usable(self, connection: Connection) -> bool:
+        if self._ages and monotonic() - connection.idle_since > self._settings.idle_timeout:
+            connection.retired = "idle_timeout"
+        return not connection.retired and connection.usable()
+
+    def _note_age(self, connection: Connection) -> None:
+        """Remember when it came back; drop those at the cold end that have been there too long."""
+        connection.idle_since = now = monotonic()
+        try:
+            while now - self._idle[0].idle_since > self._settings.idle_timeout:
+                oldest = self._idle.popleft()
+                oldest.retired = "idle_timeout"
+                self._drop(oldest)
+        except IndexError:
+            pass
+
+    def _note_refusals(self, connection: Connection) -> None:
+        if any(isinstance(refusal, ReadOnlyError) for refusal in connection.refusals):
+            self.retire("READONLY")  # the primary is elsewhere, and all of them lead here
+        connection.refusals.clear()
+
     def _drop(self, connection: Connection) -> None:
         try:
-            connection.close()
+            connection.close(connection.retired or "ended while idle")
         finally:  # close() tells the observer, which may raise
             with self._lock:
                 self._live.discard(connection)
+                self._dropped[connection.ended or "ConnectError"] += 1  # never had a socket
 
     def _acquire_slowly(self, deadline: float) -> Connection:
         if self._closed:
@@ -109,14 +162,8 @@ class Pool:
             self._waiters.append(waiter)
         try:
             self._serve()
-            while waiter.connection is None and not waiter.gate.acquire(
-                timeout=max(min(RECHECK, deadline - monotonic()), 0)
-            ):
-                self._serve()
-                if waiter.connection is None and monotonic() >= deadline:
-                    raise PoolTimeoutError(
-                        f"all {self._settings.max_connections} connections are in use"
-                    )
+            if waiter.connection is None:
+                self._wait(waiter, deadline)
             connection, waiter.connection = waiter.connection, None
         finally:
             self._leave(waiter)
@@ -124,14 +171,37 @@ class Pool:
         try:
             if self._closed:
                 raise RuntimeError("the client is closed")
-            if connection.opened and not connection.usable():
-                connection.close()
+            if connection.opened and not self._usable(connection):
+                with self._lock:  # so that nobody else takes the place
+                    self._drop(connection)
+                    connection = self._new()
             if not connection.opened:
                 connection.open(deadline)
         except BaseException:
             connection.dirty = True
             self.release(connection)
             raise
+        return connection
+
+    def _wait(self, waiter: _Waiter, deadline: float) -> None:
+        began = monotonic()
+        try:
+            while waiter.connection is None and not waiter.gate.acquire(
+                timeout=max(min(RECHECK, deadline - monotonic()), 0)
+            ):
+                self._serve()
+                if waiter.connection is None and monotonic() >= deadline:
+                    most = self._settings.max_connections
+                    raise PoolTimeoutError(f"all {most} connections are in use")
+        finally:
+            with self._lock:
+                self._waited += 1
+                self._wait_time += monotonic() - began
+
+    def _new(self) -> Connection:
+        connection = Connection(self._settings)
+        self._live.add(connection)
+        self._created += 1
         return connection
 
     def _leave(self, waiter: _Waiter) -> None:
@@ -155,8 +225,7 @@ class Pool:
                     except IndexError:  # a caller without the lock was faster
                         continue
                 elif len(self._live) < self._settings.max_connections:
-                    connection = Connection(self._settings)
-                    self._live.add(connection)
+                    connection = self._new()
                 else:
                     return
                 # In this order, and so that each step may be the last before an interrupt, or be

@@ -1,0 +1,207 @@
+"""A subscription for tasks, on a connection of its own. `sync/pubsub.py` is its twin.
+
+Must not import what is stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import ConnectionError as RedisConnectionError
+from ..errors import ReadTimeoutError, RedisError, ReplyError
+from ..protocol.pubsub import ChannelMessage, Subscriber
+from ..protocol.resp import encode_many
+from ..protocol.settings import Settings, seconds
+from .connection import Connection, connect, left
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Subscription"]
+
+HELD: Final = 1024
+"""Frames that wait for their reader; with more, the socket is not read, so that the server holds
+them, and hangs up when that is too much for it: then there is a gap, which is told."""
+
+
+class Subscription:
+    """An endless asynchronous iterator of `ChannelMessage`, for one task at a time.
+
+    Made by `subscribe()`; it subscribes when it is entered (`async with`), awaited, or read. A
+    connection that is lost is made again within the client's time limit, everything is subscribed
+    anew, and a message of the kind `gap` tells of it. If that fails, ConnectError is raised, and
+    the next `get` tries again. Leave it by `close()` or `async with`.
+    """
+
+    def __init__(
+        self, settings: Settings, channels: Sequence[str | bytes], *, pattern: bool, sharded: bool
+    ) -> None:
+        self._settings = settings
+        self._retry = settings.retry.patient()
+        self._subscriber = Subscriber(settings.timeout)
+        self._subscriber.subscribe(channels, pattern=pattern, sharded=sharded)
+        self._connection: Connection | None = None
+        self._frames: deque[Any] = deque()
+        self._arrived: asyncio.Future[None] | None = None
+        self._lost = self._closed = self._paused = False
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        return self.__aenter__().__await__()
+
+    async def __aenter__(self) -> Self:
+        await self._change([])
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> ChannelMessage:
+        message = None if self._closed else await self.get()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+    async def get(self, timeout: float | None = None) -> ChannelMessage | None:
+        """Return the next message, or None if none came in `timeout` seconds (default: no limit).
+
+        Raises ConnectError when the server cannot be reached any more, ReplyError when it refuses.
+        """
+        loop = asyncio.get_running_loop()
+        limit = loop.time() + seconds("timeout", timeout)
+        while not self._subscriber.held:
+            await self._read(loop, limit)
+            if not self._subscriber.held and loop.time() >= limit:
+                return None
+        return self._subscriber.held.popleft()
+
+    async def subscribe(
+        self, *channels: str | bytes, pattern: bool = False, sharded: bool = False
+    ) -> None:
+        """Add channels, or patterns of their names; return when the server has confirmed them."""
+        subscriber = self._subscriber
+        try:
+            await self._change(subscriber.subscribe(channels, pattern=pattern, sharded=sharded))
+        except ReplyError:  # one of them is refused: none is wanted any more
+            subscriber.unsubscribe(channels, pattern=pattern, sharded=sharded)
+            raise
+
+    async def unsubscribe(
+        self, *channels: str | bytes, pattern: bool = False, sharded: bool = False
+    ) -> None:
+        """Take channels or patterns away; return when the server has confirmed it."""
+        await self._change(self._subscriber.unsubscribe(channels, pattern=pattern, sharded=sharded))
+
+    async def close(self) -> None:
+        """Close the connection; iteration ends."""
+        self._closed = True
+        if self._connection is not None:
+            self._connection.close()
+            await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
+
+    async def _change(self, commands: Sequence[Sequence[Any]]) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.timeout
+        connection = self._here(loop)
+        if connection is not None and commands:
+            try:
+                connection.send(encode_many(commands)[0][0])
+                await self._confirm(loop, deadline)
+            except RedisConnectionError:
+                self._drop(connection)
+            except BaseException:
+                self._drop(connection)
+                raise
+        if self._connection is None:
+            await self._connect(loop, deadline)  # it asks for all that is wanted
+
+    async def _read(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
+        """Wait for frames until the limit, or until it is time to look after the server."""
+        subscriber = self._subscriber
+        connection = self._here(loop)
+        if connection is None:
+            connection = await self._connect(loop, loop.time() + self._settings.timeout)
+        try:
+            await self._take(loop, min(limit, subscriber.wake))
+            now = loop.time()
+            if not subscriber.held and now >= subscriber.wake:
+                connection.send(encode_many(subscriber.look_after(now))[0][0])
+        except RedisConnectionError:
+            self._drop(connection)
+        except Exception:
+            self._drop(connection)
+            raise
+
+    def _here(self, loop: asyncio.AbstractEventLoop) -> Connection | None:
+        """Return the connection, unless it belongs to another event loop."""
+        if self._closed:
+            raise RuntimeError("the subscription is closed")
+        if self._connection is not None and self._connection.loop is not loop:
+            self._connection.abandon()
+            self._drop(self._connection)
+        return self._connection
+
+    async def _connect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
+        """Connect and subscribe to all that is wanted, as often as the time allows."""
+        tried = 0
+        while True:
+            connection: Connection | None = None
+            try:
+                connection = await connect(self._settings, deadline)
+                self._frames.clear()
+                self._paused = False
+                connection.listener = self._listen
+                for data, _ in encode_many(self._subscriber.resume(loop.time(), lost=self._lost)):
+                    connection.send(data)
+                await self._confirm(loop, deadline)
+            except BaseException as error:
+                if connection is not None:
+                    self._drop(connection)
+                tried += 1
+                pause = self._retry.pause(error, ("PING",), tried, idempotent=True)
+                if pause is None or loop.time() + pause >= deadline:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                self._connection, self._lost = connection, False
+                return connection
+
+    async def _confirm(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        while self._subscriber.owed:
+            await self._take(loop, deadline)
+            if self._subscriber.owed and loop.time() >= deadline:
+                raise ReadTimeoutError("no answer in time", address=str(self._settings.address))
+
+    async def _take(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        """Wait until something came or the deadline passed, and take what is there."""
+        if not self._frames:
+            self._arrived = loop.create_future()
+            await asyncio.wait([self._arrived], timeout=left(loop, deadline))
+        while self._frames:
+            frame = self._frames.popleft()
+            if isinstance(frame, RedisError) and not isinstance(frame, ReplyError):
+                raise frame
+            self._subscriber.take(frame, loop.time())
+        if self._paused and self._connection is not None:
+            self._paused = False
+            self._connection.resume()
+
+    def _listen(self, frame: Any) -> None:
+        """Keep a frame, or the error that ended the connection (called by the connection)."""
+        self._frames.append(frame)
+        if len(self._frames) > HELD and self._connection is not None and not self._paused:
+            self._paused = True
+            self._connection.pause()
+        if self._arrived is not None and not self._arrived.done():
+            self._arrived.set_result(None)
+
+    def _drop(self, connection: Connection) -> None:
+        connection.listener = None
+        connection.close("OutcomeUnknownError")
+        if self._connection is connection:
+            self._connection, self._lost = None, True

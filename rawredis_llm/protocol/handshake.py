@@ -1,0 +1,173 @@
+"""The first words on a connection, and what the server says of itself.
+
+Must not import another ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
+
+from .. import __version__
+from ..errors import (
+    AuthenticationError,
+    CertificateError,
+    ConnectError,
+    ConnectTimeoutError,
+    RedisError,
+    ReplyError,
+)
+from .address import Secret
+from .commands import as_mapping
+from .operation import Batch, Command, Op
+from .settings import Settings
+
+__all__ = [
+    "Login",
+    "ServerInfo",
+    "as_login",
+    "failure_of",
+    "greet",
+    "server_info",
+    "without_frames",
+]
+
+Commands = list[Sequence[str | int]]
+
+
+class Login(NamedTuple):
+    """Who we are to the server; without a password the connection stays as it is."""
+
+    username: str | None
+    password: Secret | None
+
+
+def as_login(given: Any) -> Login:
+    """Return what a credential provider gave: a password, or (username, password).
+
+    Raises TypeError, without a word of what it was.
+    """
+    username, password = given if isinstance(given, tuple) and len(given) == 2 else (None, given)
+    if not isinstance(password, str) or not isinstance(username, (str, type(None))):
+        raise TypeError("credentials must return a password or (username, password), as str")
+    return Login(username, Secret(password))
+
+
+def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], None]:
+    """Yield the commands of the handshake, one write each; raise the server's refusal.
+
+    One write is enough where the server knows HELLO (Redis >= 6); others speak RESP2. What is not
+    needed to be understood (CLIENT SETINFO, Redis >= 7.2) may be refused.
+    """
+    # A password is revealed in place: an error's traceback shows the locals of this frame.
+    user = login.username or "default"
+    name = () if settings.client_name is None else ("SETNAME", settings.client_name)
+    tail: Commands = [("CLIENT", "SETINFO", "LIB-NAME", "rawredis_llm")]
+    tail += [("CLIENT", "SETINFO", "LIB-VER", __version__)]
+    tail += [("SELECT", settings.address.db)] if settings.address.db else []
+    if login.password is None:
+        replies = yield [("HELLO", settings.protocol, *name), *tail]
+    else:
+        replies = yield [
+            ("HELLO", settings.protocol, "AUTH", user, login.password.reveal(), *name),
+            *tail,
+        ]
+    if isinstance(replies[0], ReplyError) and not isinstance(replies[0], AuthenticationError):
+        if not _lacks_hello(replies[0]):
+            raise replies[0]
+        tail = [("CLIENT", *name), *tail] if name else tail
+        if login.password is None:
+            replies = yield [("PING",), *tail]
+        elif login.username is None:
+            replies = yield [("AUTH", login.password.reveal()), *tail]
+        else:
+            replies = yield [("AUTH", user, login.password.reveal()), *tail]
+    for reply in replies[:1] + replies[-1:] * bool(settings.address.db):
+        if isinstance(reply, ReplyError):
+            raise reply
+
+
+def _lacks_hello(refusal: ReplyError) -> bool:
+    words = refusal.message.lower()
+    return "unknown command" in words or refusal.code in {"NOPROTO", "NOPERM"}
+
+
+def without_frames(error: BaseException) -> BaseException:
+    """Return an error whose chain shows no frames: the locals of a handshake's hold a password."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def failure_of(error: Exception, address: str) -> ConnectError:
+    """Return what to raise when no connection came about."""
+    kind: type[ConnectError] = ConnectError
+    text = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError":
+        # By its name: asyncio's own is another class before Python 3.11.
+        kind, text = ConnectTimeoutError, "no connection in time"
+    elif isinstance(error, RedisError):
+        text = error.message
+    elif type(error).__name__ == "SSLCertVerificationError":  # without importing ssl
+        kind = CertificateError
+    return kind(text, address=address)
+
+
+class ServerInfo(NamedTuple):
+    """What a server is and can do.
+
+    `name` is `redis` or `valkey`, `version` its version, `protocol` the RESP level in use, `mode`
+    `standalone`, `cluster` or `sentinel`. `search` is the search engine's version as a number
+    (21005 is 2.10.5), 0 if that is not told, None without one. `coordinator`: whether it can search
+    a whole cluster; `hybrid`: whether it has FT.HYBRID.
+    """
+
+    name: str
+    version: str
+    protocol: int
+    mode: str
+    search: int | None
+    coordinator: bool
+    hybrid: bool
+
+
+def server_info() -> Op[ServerInfo]:
+    """Return what the server says of itself, in one round trip.
+
+    COMMAND INFO tells whether there is a search engine, and whether it has a coordinator: then
+    FT.SEARCH has no key (Redis 8), without one its first "key" is the index (RediSearch 2).
+    """
+    hello, info, search, hybrid = yield from Batch(
+        [
+            Command(("HELLO",), as_mapping),
+            Command(("INFO", "server")),
+            Command(("COMMAND", "INFO", "FT.SEARCH")),
+            Command(("COMMAND", "INFO", "FT.HYBRID")),
+        ],
+        raise_errors=False,
+    )
+    if isinstance(info, Exception):
+        raise info
+    lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
+    greeting = {} if isinstance(hello, ReplyError) else hello
+    modules = [as_mapping(module) for module in greeting.get(b"modules", ())]
+    versions = [int(module[b"ver"]) for module in modules if module[b"name"] == b"search"]
+    entry = _command_entry(search)
+    return ServerInfo(
+        name="valkey" if "valkey_version" in lines else "redis",
+        version=lines.get("valkey_version") or lines["redis_version"],
+        protocol=greeting.get(b"proto", 2),
+        mode=lines["redis_mode"] if "redis_mode" in lines else lines["server_mode"],
+        search=None if entry is None else (versions or [0])[0],
+        coordinator=entry is not None and entry[3] == 0,
+        hybrid=_command_entry(hybrid) is not None,
+    )
+
+
+def _command_entry(reply: Any) -> list[Any] | None:
+    """Return what COMMAND INFO says of one command: name, arity, flags, first key, ...; or None."""
+    if isinstance(reply, Exception):
+        raise reply
+    return reply[0] if reply else None

@@ -1,0 +1,50 @@
+"""What the server says unasked, kept for a handler until the connection is done with its replies.
+
+Must not import another ring.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["PushQueue"]
+
+HELD: Final = 1024
+"""Pushes that wait for their handler. If more come, all of them give way to one None."""
+
+
+class PushQueue:
+    """A bounded queue before `handler(push: list | None)`; None says that some were lost.
+
+    A handler never runs in the middle of a reply, so it may use the client. What it raises is
+    logged: it is nobody's call that failed.
+    """
+
+    __slots__ = ("_handler", "held")
+
+    def __init__(self, handler: Callable[[list[Any] | None], object]) -> None:
+        self._handler = handler
+        self.held: deque[list[Any] | None] = deque()
+
+    def add(self, push: list[Any]) -> None:
+        """Keep a push."""
+        if len(self.held) >= HELD:
+            self.held.clear()
+            self.held.append(None)
+        self.held.append(list(push))
+
+    def deliver(self) -> None:
+        """Hand over what is held."""
+        while self.held:
+            try:
+                push = self.held.popleft()
+            except IndexError:  # another thread was faster
+                return
+            try:
+                self._handler(push)
+            except Exception:
+                import logging  # noqa: PLC0415 - 10 ms that most never need
+
+                logging.getLogger("rawredis_llm").exception("the handler of pushes failed")

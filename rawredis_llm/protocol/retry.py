@@ -1,0 +1,125 @@
+"""Which exchanges may be repeated, after what, and how long to wait: tables and pure functions.
+
+An exchange ends in one of three ways. *Not sent*: no connection could be made, so any command may
+be tried again. *Answered*: a refusal stands, but for those that pass by themselves and before which
+nothing was executed. *Sent and unanswered*: only what reads is asked again, or what the caller
+calls idempotent; a write is sent at most once.
+
+Must not sleep, and must not read a clock: the shells do.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from ..errors import (
+    BusyError,
+    CertificateError,
+    ClusterDownError,
+    ConnectError,
+    ExecAbortError,
+    LoadingError,
+    MasterDownError,
+    MaxClientsError,
+    OutcomeUnknownError,
+    ReadOnlyError,
+    RedisError,
+    ReplyError,
+    TryAgainError,
+    WatchError,
+)
+from .operation import Batch, Command, command_name
+
+__all__ = ["Retry", "refusal"]
+
+PASSING: Final[tuple[type[RedisError], ...]] = (
+    BusyError,
+    ClusterDownError,
+    LoadingError,
+    MasterDownError,
+    MaxClientsError,
+    TryAgainError,
+    WatchError,
+)
+"""After these nothing was executed, and waiting helps: they are tried until the deadline."""
+
+READS: Final = frozenset(
+    """
+    BITCOUNT BITFIELD_RO BITPOS DBSIZE DUMP ECHO EVALSHA_RO EVAL_RO EXISTS EXPIRETIME FCALL_RO
+    FT.AGGREGATE FT.EXPLAIN FT.HYBRID FT.INFO FT.SEARCH FT.SPELLCHECK FT.TAGVALS FT._LIST GEODIST
+    GEOHASH GEOPOS GEORADIUSBYMEMBER_RO GEORADIUS_RO GEOSEARCH GET GETBIT GETRANGE HEXISTS
+    HEXPIRETIME HGET HGETALL HKEYS HLEN HMGET HPEXPIRETIME HPTTL HRANDFIELD HSCAN HSTRLEN HTTL HVALS
+    INFO JSON.ARRLEN JSON.GET JSON.MGET JSON.OBJKEYS JSON.OBJLEN JSON.STRLEN JSON.TYPE KEYS LASTSAVE
+    LCS LINDEX LLEN LOLWUT LPOS LRANGE MGET PEXPIRETIME PFCOUNT PING PTTL RANDOMKEY SCAN SCARD SDIFF
+    SINTER SINTERCARD SISMEMBER SMEMBERS SMISMEMBER SORT_RO SRANDMEMBER SSCAN STRLEN SUBSTR SUNION
+    TIME TTL TYPE XLEN XPENDING XRANGE XREAD XREVRANGE ZCARD ZCOUNT ZDIFF ZINTER ZINTERCARD
+    ZLEXCOUNT ZMSCORE ZRANDMEMBER ZRANGE ZRANGEBYLEX ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYLEX
+    ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE ZUNION
+    """.split()  # noqa: SIM905 - a list to read
+)
+"""Commands that change nothing, whatever their arguments: they may be sent again when no answer
+came. A plain SET is not among them: repeated late, it would undo what another client wrote."""
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How often a failed exchange is tried, and the waits between, all inside its one deadline.
+
+    `attempts` (default 4) counts the first try, too; 1 is none but the first. Refusals that pass by
+    themselves (LOADING, BUSY, TRYAGAIN, CLUSTERDOWN, MASTERDOWN, too many clients) are tried until
+    the deadline however many there were, but for `attempts=1`. The n-th wait is a random time up
+    to `base * 2**(n-1)`, at most `cap` (seconds; defaults 0.025 and 1): "full jitter", M. Brooker,
+    Exponential Backoff and Jitter, AWS Architecture Blog, 2015.
+
+    Raises ValueError for less than one attempt or a negative time.
+    """
+
+    attempts: int = 4
+    base: float = 0.025
+    cap: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or not self.base >= 0 or not self.cap >= 0:
+            raise ValueError("retry: attempts must be at least 1, base and cap at least 0 seconds")
+
+    def patient(self) -> Retry:
+        """Return the same for what ends by its deadline alone; `attempts=1` stays as it is."""
+        return self if self.attempts == 1 else replace(self, attempts=sys.maxsize)
+
+    def pause(
+        self, failure: BaseException, what: Batch | Sequence[Any], tried: int, *, idempotent: bool
+    ) -> float | None:
+        """Return how long to wait before the next try, in seconds, or None if there is none."""
+        if not isinstance(failure, PASSING):
+            unsent = isinstance(failure, ConnectError) and not isinstance(failure, CertificateError)
+            if not (
+                unsent
+                or isinstance(failure, ReadOnlyError)  # refused here; the primary is elsewhere
+                or (isinstance(failure, OutcomeUnknownError) and (idempotent or _reads(what)))
+            ):
+                return None
+        if tried >= self.attempts and (self.attempts == 1 or not isinstance(failure, PASSING)):
+            return None
+        # No cryptography: this keeps clients that failed together from coming back together.
+        return random.uniform(0, min(self.cap, self.base * 2 ** min(tried - 1, 60)))  # noqa: S311
+
+
+def _reads(what: Batch | Command[Any] | Sequence[Any]) -> bool:
+    if isinstance(what, Batch):
+        return all(_reads(member) for member in what.members)
+    return command_name(what.args if isinstance(what, Command) else what) in READS
+
+
+def refusal(replies: Sequence[Any], *, atomic: bool) -> ReplyError | None:
+    """Return the error by which the server refused a whole write, so that nothing of it ran."""
+    if not isinstance(replies[-1], ReplyError):
+        return None
+    refused = [reply for reply in replies if isinstance(reply, ReplyError)]
+    if atomic and isinstance(replies[-1], ExecAbortError):
+        return next((reply for reply in refused if isinstance(reply, PASSING)), None)
+    same = len(refused) == len(replies) and len(set(map(type, refused))) == 1
+    return refused[0] if same else None

@@ -1,0 +1,61 @@
+"""Lua scripts, sent by their digest where the server has them.
+
+Must not import another ring.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from hashlib import sha1
+from typing import Any
+
+from ..errors import NoScriptError
+from .operation import Command, Request
+
+__all__ = ["Evaluation", "Script"]
+
+
+class Evaluation(Command[Any]):
+    """One run of a script, as an op or in a batch.
+
+    Its source is sent instead of the digest where the server may not have the script: after
+    NOSCRIPT, and the first time in a batch.
+    """
+
+    __slots__ = ("source",)
+
+    def __init__(self, source: str | bytes, args: tuple[Any, ...]) -> None:
+        super().__init__(("EVALSHA", *args))
+        self.source = source
+
+    def __iter__(self) -> Generator[Request, Any, Any]:
+        try:
+            return (yield Command(self.args))
+        except NoScriptError:
+            return (yield Command(self.in_full))
+
+    @property
+    def in_full(self) -> tuple[Any, ...]:
+        """The arguments that bring the source along; the server keeps it under its digest."""
+        return ("EVAL", self.source, *self.args[2:])
+
+
+class Script:
+    """A Lua script. Called, it gives one run of it, for `client.run()`, `gather()`, `pipeline()`.
+
+    `client.run(script(keys, args))` sends the digest (EVALSHA), and the source only when the server
+    does not know it. In a pipeline or transaction the first run of a script brings its source
+    along, so no later one can be refused.
+
+    Raises TypeError if `source` is neither str nor bytes.
+    """
+
+    def __init__(self, source: str | bytes) -> None:
+        if not isinstance(source, (str, bytes)):
+            raise TypeError(f"source must be str or bytes, not {type(source).__name__}")
+        self.source = source
+        self.digest = sha1(source.encode() if isinstance(source, str) else source).hexdigest()  # noqa: S324 - the name that Redis gives it
+
+    def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Evaluation:
+        """Return one run with these keys and arguments; its value is the script's reply."""
+        return Evaluation(self.source, (self.digest, len(keys), *keys, *args))

@@ -1,0 +1,167 @@
+"""A subscription for threads, on a connection of its own. `aio/pubsub.py` is its twin.
+
+Must not import asyncio, or what is stored.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ConnectionError as RedisConnectionError
+from ..errors import ReadTimeoutError, ReplyError
+from ..protocol.pubsub import ChannelMessage, Subscriber
+from ..protocol.resp import NOT_ENOUGH, encode_many
+from ..protocol.settings import Settings, seconds
+from .connection import Connection
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Subscription"]
+
+
+class Subscription:
+    """An endless iterator of `ChannelMessage`, for one thread at a time; made by `subscribe()`.
+
+    A connection that is lost is made again within the client's time limit, everything is subscribed
+    anew, and a message of the kind `gap` tells of it. If that fails, ConnectError is raised, and
+    the next `get` tries again. Leave it by `close()` or `with`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._retry = settings.retry.patient()
+        self._subscriber = Subscriber(settings.timeout)
+        self._connection: Connection | None = None
+        self._lost = self._closed = False
+        self._process = os.getpid()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> ChannelMessage:
+        message = None if self._closed else self.get()
+        if message is None:
+            raise StopIteration
+        return message
+
+    def get(self, timeout: float | None = None) -> ChannelMessage | None:
+        """Return the next message, or None if none came in `timeout` seconds (default: no limit).
+
+        Raises ConnectError when the server cannot be reached any more, ReplyError when it refuses.
+        """
+        limit = monotonic() + seconds("timeout", timeout)
+        while not self._subscriber.held:
+            self._read(limit)
+            if not self._subscriber.held and monotonic() >= limit:
+                return None
+        return self._subscriber.held.popleft()
+
+    def subscribe(
+        self, *channels: str | bytes, pattern: bool = False, sharded: bool = False
+    ) -> None:
+        """Add channels, or patterns of their names; return when the server has confirmed them."""
+        subscriber = self._subscriber
+        try:
+            self._change(subscriber.subscribe(channels, pattern=pattern, sharded=sharded))
+        except ReplyError:  # one of them is refused: none is wanted any more
+            subscriber.unsubscribe(channels, pattern=pattern, sharded=sharded)
+            raise
+
+    def unsubscribe(
+        self, *channels: str | bytes, pattern: bool = False, sharded: bool = False
+    ) -> None:
+        """Take channels or patterns away; return when the server has confirmed it."""
+        self._change(self._subscriber.unsubscribe(channels, pattern=pattern, sharded=sharded))
+
+    def close(self) -> None:
+        """Close the connection; iteration ends."""
+        self._closed = True
+        if self._connection is not None:
+            self._connection.close()
+
+    def _change(self, commands: Sequence[Sequence[Any]]) -> None:
+        deadline = monotonic() + self._settings.timeout
+        connection = self._here()
+        if connection is not None:
+            try:
+                connection.send(encode_many(commands)[0][0], deadline)
+                self._confirm(connection, deadline)
+            except RedisConnectionError:
+                self._drop(connection)
+            except BaseException:
+                self._drop(connection)
+                raise
+        if self._connection is None:
+            self._connect(deadline)  # it asks for all that is wanted
+
+    def _read(self, limit: float) -> None:
+        """Wait for a frame until the limit, or until it is time to look after the server."""
+        subscriber = self._subscriber
+        connection = self._here() or self._connect(monotonic() + self._settings.timeout)
+        try:
+            frame = connection.next_frame(min(limit, subscriber.wake))
+            now = monotonic()
+            if frame is not NOT_ENOUGH:
+                subscriber.take(frame, now)
+            elif now >= subscriber.wake:
+                connection.send(encode_many(subscriber.look_after(now))[0][0], subscriber.wake)
+        except RedisConnectionError:
+            self._drop(connection)
+        except BaseException:
+            self._drop(connection)
+            raise
+
+    def _here(self) -> Connection | None:
+        """Return the connection, unless it is a fork's copy, whose messages are the parent's."""
+        if self._closed:
+            raise RuntimeError("the subscription is closed")
+        if self._connection is not None and self._process != os.getpid():
+            self._drop(self._connection)
+        return self._connection
+
+    def _connect(self, deadline: float) -> Connection:
+        """Connect and subscribe to all that is wanted, as often as the time allows."""
+        tried = 0
+        while True:
+            connection = Connection(self._settings)
+            try:
+                connection.open(deadline)
+                commands = self._subscriber.resume(monotonic(), lost=self._lost)
+                for data, _ in encode_many(commands):
+                    connection.send(data, deadline)
+                self._confirm(connection, deadline)
+            except Exception as error:
+                self._drop(connection)
+                tried += 1
+                pause = self._retry.pause(error, _PING, tried, idempotent=True)
+                if pause is None or monotonic() + pause >= deadline:
+                    raise
+                sleep(pause)
+            else:
+                self._connection, self._process, self._lost = connection, os.getpid(), False
+                return connection
+
+    def _confirm(self, connection: Connection, deadline: float) -> None:
+        while self._subscriber.owed:
+            frame = connection.next_frame(deadline)
+            if frame is NOT_ENOUGH:
+                raise ReadTimeoutError("no answer in time", address=str(self._settings.address))
+            self._subscriber.take(frame, monotonic())
+
+    def _drop(self, connection: Connection) -> None:
+        connection.close("OutcomeUnknownError")
+        if self._connection is connection:
+            self._connection, self._lost = None, True
+
+
+_PING = ("PING",)
