@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .protocol.operation import Batch as Batch
     from .protocol.operation import Command as Command
     from .protocol.operation import Plan as Plan
+    from .protocol.pubsub import ChannelMessage as ChannelMessage
+    from .protocol.retry import Retry as Retry
+    from .protocol.script import Script as Script
     from .retriever import Document as Document
     from .retriever import Retriever as Retriever
     from .search.filters import Filter as Filter
@@ -41,6 +44,9 @@ _NAMES = {
     "history": ("ChatHistory", "Message"),
     "memory": ("VectorMemory",),
     "protocol.operation": ("Batch", "Command", "Plan"),
+    "protocol.pubsub": ("ChannelMessage",),
+    "protocol.retry": ("Retry",),
+    "protocol.script": ("Script",),
     "retriever": ("Document", "Retriever"),
     "search.filters": ("Filter",),
     "search.schema": ("Numeric", "Tag", "Text", "Vector"),
@@ -56,6 +62,7 @@ __all__ = [
     "AsyncClient",
     "Batch",
     "CacheHit",
+    "ChannelMessage",
     "ChatHistory",
     "Client",
     "Command",
@@ -69,7 +76,9 @@ __all__ = [
     "Plan",
     "RedisError",
     "Retriever",
+    "Retry",
     "Row",
+    "Script",
     "SearchResult",
     "SemanticCache",
     "Tag",

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import array
+import datetime as dt
+import decimal
 import enum
 import math
+import mmap
 import sys
+import tracemalloc
+import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hiredis
@@ -13,8 +21,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import Redis
+from rawredis_llm import Batch, Command
 from rawredis_llm.protocol import resp
 from rawredis_llm.protocol.resp import encode, encode_many
+from reference import read
+from test_faults import Scripted, answers
 
 SECRET = "hunter2"
 GRID = np.array([[0, 1, 2], [3, 4, 5]], ">i2")  # big-endian: its bytes read as they count
@@ -107,6 +119,24 @@ REFUSED: list[tuple[Any, type[Exception]]] = [
     (np.array(["1234-05-06"], "M8[D]"), TypeError),
     (np.array([SECRET], object), TypeError),
     (np.array([(1, SECRET)], [("n", int), ("o", object)]), TypeError),
+    ((SECRET,), TypeError),
+    (frozenset(), TypeError),
+    (range(1234), TypeError),
+    (iter(SECRET), TypeError),
+    (len, TypeError),
+    (int, TypeError),
+    (..., TypeError),
+    (Exception(SECRET), TypeError),
+    (Path(SECRET), TypeError),
+    (uuid.UUID(int=1234), TypeError),
+    (decimal.Decimal("1234.5"), TypeError),
+    (dt.timedelta(1234), TypeError),
+    (enum.Enum("Verb", "SET").SET, TypeError),  # type: ignore[attr-defined]
+    (np.longdouble("1234.5"), TypeError),
+    (np.timedelta64(1234, "s"), TypeError),
+    (np.void(SECRET.encode()), TypeError),
+    (np.dtype("i4"), TypeError),
+    (10**5000, ValueError),
 ]
 
 
@@ -194,3 +224,114 @@ def test_many_requests_are_encoded_all_or_none() -> None:
         encode_many([("GET", "k"), ("GET", None)])
     with pytest.raises(ValueError, match="at least its name"):
         encode_many([("GET", "k"), ()])
+
+
+BUFFERS = st.binary(max_size=40).flatmap(
+    lambda raw: st.sampled_from(
+        [
+            (bytearray(raw), raw),
+            (memoryview(raw), raw),
+            (memoryview(raw)[::-2], raw[::-2]),
+            (array.array("B", raw), raw),
+            (np.frombuffer(raw, "u1"), raw),
+            (np.frombuffer(raw, "u1")[1::3], raw[1::3]),
+            (np.frombuffer(raw[: len(raw) // 4 * 4], "<f4"), raw[: len(raw) // 4 * 4]),
+            (Blob(raw), raw),
+            (np.bytes_(raw.rstrip(b"\0")), raw.rstrip(b"\0")),
+        ]
+    )
+)
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1).map(lambda n: (np.int64(n), b"%d" % n)),
+    st.integers(0, 255).map(lambda n: (np.uint8(n), b"%d" % n)),
+    st.floats(allow_nan=False).map(lambda n: (np.float64(n), repr(n).encode())),
+    st.floats(width=32, allow_nan=False).map(lambda n: (np.float32(n), repr(n).encode())),
+    st.just((Level.HIGH, b"7")),
+)
+PAIRS = st.one_of(ARGUMENTS.map(lambda arg: (arg, as_bytes(arg))), BUFFERS, NUMBERS)
+COMMANDS = st.lists(st.lists(PAIRS, min_size=1, max_size=6), min_size=1, max_size=12)
+
+
+@settings(deadline=None)
+@given(COMMANDS)
+def test_every_kind_of_argument_comes_back_as_its_bytes(commands: Any) -> None:
+    portions = encode_many([[arg for arg, _ in command] for command in commands])
+    reading = read(b"".join(data for data, _ in portions))
+    assert not reading.notes
+    assert [frame.value for frame in reading.frames] == [[b for _, b in c] for c in commands]
+    assert reading.frames[-1].end == sum(len(data) for data, _ in portions)
+    assert sum(count for _, count in portions) == len(commands)
+
+
+@settings(deadline=None)
+@given(COMMANDS, st.sampled_from(REFUSED), st.data())
+def test_one_bad_argument_anywhere_refuses_all(
+    commands: Any, refused: tuple[Any, type[Exception]], data: st.DataObject
+) -> None:
+    value, kind = refused
+    plain = [[arg for arg, _ in command] for command in commands]
+    command = data.draw(st.sampled_from(plain))
+    place = data.draw(st.integers(0, len(command)))
+    command.insert(place, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resp, "_MANY", 1)  # so that portions before it are ready
+        with pytest.raises(kind) as caught:
+            encode_many(plain)
+    assert str(caught.value).startswith(f"argument {place} ({type(value).__name__})")
+
+
+@pytest.mark.parametrize(
+    "bad", ["\ud800", None, [1], np.array([None])], ids=lambda v: type(v).__name__
+)
+def test_a_pipeline_with_a_bad_argument_sends_not_a_byte(redis: Redis, bad: Any) -> None:
+    server = Scripted(answers(b"+first\r\n", b"+second\r\n"))
+    client = redis.connect(url=server.url)
+    large = [("SET", "k", b"x" * 2**20)] * 3  # more than one portion
+    wrong = ("SET", "k", bad)
+    uses: list[Callable[[], Any]] = [
+        lambda: client.call(*wrong),
+        lambda: client.pipeline([*large, wrong, ("PING",)]),
+        lambda: client.transaction([*large, wrong, ("PING",)]),
+        lambda: client.gather([Command(wrong)]),
+        lambda: client.gather([Batch([*map(Command, large), Command(wrong)])]),
+    ]
+    try:
+        assert redis.do(client.call("PING")) == b"first"
+        for use in uses:
+            with pytest.raises((TypeError, ValueError), match=r"argument 2 \("):
+                redis.do(use())
+        # Any byte of the refused would have had this answer, and a surplus one ends a connection.
+        assert redis.do(client.call("PING")) == b"second"
+        assert server.accepted == 1
+    finally:
+        server.close()
+
+
+def test_more_than_the_limit_is_refused_without_a_copy() -> None:
+    size = 2**29 + 1
+    tracemalloc.start()
+    try:
+        with mmap.mmap(-1, size) as mapped:  # pages that nobody touches
+            for huge in (mapped, np.zeros(size, "u1")):
+                tracemalloc.reset_peak()
+                start = tracemalloc.get_traced_memory()[0]
+                with pytest.raises(ValueError, match=rf"^argument 1 \(.* has {size} bytes"):
+                    encode(("SET", huge))
+                assert tracemalloc.get_traced_memory()[1] - start < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_than_the_limit_in_strides_is_refused_without_a_copy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resp, "MAX_ARGUMENT", 2000)
+    huge = np.zeros(2**24, "u1")[::2]
+    tracemalloc.start()
+    try:
+        start = tracemalloc.get_traced_memory()[0]
+        with pytest.raises(ValueError, match="has 8388608 bytes"):
+            encode(("SET", huge))
+        assert tracemalloc.get_traced_memory()[1] - start < 2**20
+    finally:
+        tracemalloc.stop()

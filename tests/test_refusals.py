@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -141,3 +142,36 @@ def test_a_client_takes_no_text_for_a_command(text: Any) -> None:
         for send in (client.pipeline, client.transaction):
             with pytest.raises(TypeError, match="not one text"):
                 send([("PING",), text])
+
+
+@pytest.mark.parametrize("name", ["XREAD", b"xread"])
+@pytest.mark.parametrize("keys", [("a", "b", b"a"), ("a", "a")])
+def test_a_stream_is_read_once_in_a_call(name: str | bytes, keys: tuple[str | bytes, ...]) -> None:
+    """hiredis 3.5 would give the second value of a key to the key that was read before it."""
+    with pytest.raises(ValueError, match="each stream once"):
+        vet((name, "COUNT", 1, "streams", *keys, *["0"] * len(keys)))
+    vet((name, "STREAMS", "a", "b", "0", "0"))
+
+
+@pytest.mark.parametrize(
+    ("args", "seconds"),
+    [
+        (("BLPOP", "a", "b", 2), 2),
+        ((b"blpop", "a", b"0.5"), 0.5),
+        (("BLPOP", "a", 0), math.inf),
+        (("BLMPOP", "1.5", 1, "a", "LEFT"), 1.5),
+        (("WAIT", 1, 250), 0.25),
+        (("WAITAOF", 1, 0, "100"), 0.1),
+        (("XREAD", "BLOCK", 1500, "STREAMS", "a", "$"), 1.5),
+        (("xread", "count", 1, b"block", 0, "STREAMS", "a", "$"), math.inf),
+        (("XREAD", "STREAMS", "a", "$"), 0),
+        (("GET", "BLPOP"), 0),
+    ],
+)
+def test_a_command_says_how_long_it_waits(args: tuple[Any, ...], seconds: float) -> None:
+    assert vet(args) == pytest.approx(seconds)
+
+
+def test_a_waiting_command_that_says_nothing_sensible_is_known_to_wait() -> None:
+    for args in [("BLPOP", "a"), ("BLPOP", "a", "soon"), ("WAIT",), ("BLPOP", "a", -1)]:
+        assert vet(args) > 0

@@ -415,7 +415,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         if lane.shared is not None and lane.shared.usable:
             self._connection = lane.shared
             return lane.shared
-        attempt = lane.attempt
+        joined = attempt = lane.attempt
         if attempt is None:
             attempt = lane.attempt = loop.create_task(self._connect())
             attempt.add_done_callback(partial(self._connected, lane))
@@ -426,6 +426,8 @@ class AsyncClient(BaseClient, AsyncRunner):
         if attempt.cancelled():
             raise RuntimeError("the client is closed")
         error = attempt.exception()
+        if joined and isinstance(error, ConnectTimeoutError) and loop.time() < deadline:
+            return await self._reconnect(loop, deadline)  # its time was up, not ours
         if isinstance(error, RedisError):
             raise copy(error) from error  # each task has its own
         return attempt.result()

@@ -202,14 +202,14 @@ class Decoder:
         "_held",
         "_held_size",
         "_position",
-        "_promised",
+        "_owed",
         "_reader",
         "gets",
         "refusals",
     )
 
     HOLD: Final = 1 << 20  # bytes kept for a walk that may never be needed
-    ELEMENTS: Final = 1 << 24  # the most that one array, or those within each other, may promise
+    OWED: Final = 1 << 24  # the most elements that a reply may be lacking at any moment
 
     def __init__(self, address: str = "") -> None:
         self.refusals: list[ReplyError] = []
@@ -221,7 +221,7 @@ class Decoder:
         self.gets = self._reader.gets
         self._has_data = self._reader.has_data
         self._held: list[bytes] = []
-        self._held_size = self._promised = 0
+        self._held_size = self._owed = 0
         self._position = _START
 
     def feed(self, data: bytes) -> None:
@@ -230,7 +230,8 @@ class Decoder:
         Raises ProtocolError for an attribute, and for an array of an absurd size.
         """
         self._held.append(data)
-        if data[0] in _RISKY or _suspicious(data) or len(self._held) > 1:
+        fresh = len(self._held) == 1 and self._position is _START
+        if not fresh or _suspicious(data) or _begins_so(data):
             self._look(data)
         self._reader.feed(data)
 
@@ -243,18 +244,19 @@ class Decoder:
         if self._has_data():
             return False
         self._held.clear()
-        self._held_size = self._promised = 0
+        self._held_size = self._owed = 0
         self._position = _START
         return True
 
     def _look(self, data: bytes) -> None:
-        """Walk if a risky header may stand in `data`, or begin before it, or if enough is held."""
+        """Walk if a risky header may stand in `data`, or reach into it, or if enough is held."""
         self._held_size += len(data)
+        before = b"".join(self._held[-25:-1])[-24:] or b"\n"  # a header is shorter than that
         if (
             self._held_size > self.HOLD
-            or data[0] in _RISKY
+            or self._position[1]
             or _suspicious(data)
-            or (len(self._held) > 1 and _unfinished(self._held[-2][-24:]))
+            or _suspicious(before + data[:24])
         ):
             self._walk()
 
@@ -264,7 +266,7 @@ class Decoder:
         data = header + b"".join(self._held)
         self._held.clear()
         self._held_size = 0
-        position, size = skip, len(data)
+        position, size, owed = skip, len(data), self._owed
         while position < size:
             kind = data[position]
             if kind == _ATTRIBUTE:
@@ -272,23 +274,21 @@ class Decoder:
             end = data.find(b"\r\n", position)
             if end < 0:
                 break
+            owed = max(owed - 1, 0)
             length = -1
             if kind in _SIZED:
                 try:
                     length = int(data[position + 1 : end])
                 except ValueError:
                     break  # hiredis refuses such a header; it says why better than we could
-                if kind in _RISKY:
-                    self._promise(kind, length)
+                if kind in _MANY_IN:
+                    owed += max(length, 0) * (2 if kind == _MAP else 1)
+                    if owed > self.OWED or (kind == _PUSH and not 0 <= length < 1 << 16):
+                        raise ProtocolError(f"the server promised {length} elements")
                     length = -1
             position = end + 2 + (length + 2 if length >= 0 else 0)
+        self._owed = owed
         self._position = (max(position - size, 0), data[position:])
-
-    def _promise(self, kind: int, elements: int) -> None:
-        # hiredis fills a push with as many elements as were promised, and wants no more of -1.
-        self._promised += max(elements, 0)
-        if self._promised > self.ELEMENTS or (kind == _PUSH and not 0 <= elements < 1 << 16):
-            raise ProtocolError(f"the server promised {elements} elements")
 
 
 def _refusal(refusals: list[ReplyError], address: str, text: str) -> ReplyError:
@@ -298,11 +298,12 @@ def _refusal(refusals: list[ReplyError], address: str, text: str) -> ReplyError:
     return error
 
 
-_ATTRIBUTE, _PUSH = b"|>"
-_RISKY: Final = frozenset(b"|>*~")
-_SIZED: Final = frozenset(b"$=!>*~")
-# What may be an attribute, a push without a size, or an array of a million elements and more: where
-# a line begins, and where a piece ends in the middle of one.
-_suspicious: Final = re.compile(rb"\n(?:\||>-|[>*~]\d{7})").search
-_unfinished: Final = re.compile(rb"\n[>*~][\d-]*\r?\Z|\n\Z").search
+_ATTRIBUTE, _PUSH, _MAP = b"|>%"
+_MANY_IN: Final = frozenset(b">*~%")
+_SIZED: Final = frozenset(b"$=!>*~%")
+# What may be an attribute, a push without or of an absurd size, or a million elements and more:
+# behind a line's end, and where a reply begins.
+_RISKY: Final = rb"(?:\||>(?:-|\d{5})|[*~%]\d{7})"
+_suspicious: Final = re.compile(rb"\n" + _RISKY).search
+_begins_so: Final = re.compile(_RISKY).match
 _START: Final = (0, b"")  # bytes to skip, and the start of a header line
