@@ -19,11 +19,10 @@ from pathlib import Path
 
 import pytest
 
-from rawredis_llm import EmbeddedServer
 from rawredis_llm.errors import ProtocolError, RedisError
 from rawredis_llm.protocol.resp import CHUNK
 from reference import read
-from test_mutations import Case, FakeLoop, FakeSocket, check_async, check_sync, opened, record
+from test_mutations import Case, FakeLoop, FakeSocket, check_async, check_sync, opened
 
 
 def price() -> None:

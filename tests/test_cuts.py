@@ -198,7 +198,7 @@ class Survey:
 
 
 def _again(groups: Sequence[Sequence[Any]]) -> int:
-    """Count the failures after the first: a lost connection may cost what was in flight, no more."""
+    """Count the failures after the first: a loss may cost what was in flight, and no more."""
     failed = sum(any(isinstance(reply, Exception) for reply in group) for group in groups)
     return max(failed - 1, 0)
 

@@ -147,7 +147,7 @@ def test_a_client_takes_no_text_for_a_command(text: Any) -> None:
 @pytest.mark.parametrize("name", ["XREAD", b"xread"])
 @pytest.mark.parametrize("keys", [("a", "b", b"a"), ("a", "a")])
 def test_a_stream_is_read_once_in_a_call(name: str | bytes, keys: tuple[str | bytes, ...]) -> None:
-    """hiredis 3.5 would give the second value of a key to the key that was read before it."""
+    # hiredis 3.5 would give the second value of a key to the key that was read before it.
     with pytest.raises(ValueError, match="each stream once"):
         vet((name, "COUNT", 1, "streams", *keys, *["0"] * len(keys)))
     vet((name, "STREAMS", "a", "b", "0", "0"))
