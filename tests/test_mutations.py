@@ -19,6 +19,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,12 +90,15 @@ def opened(sock: Any) -> Connection:
 def expected_of_a_socket(case: Case, reading: Reading) -> tuple[list[Any] | None, int]:
     """Return what the call returns, None for an error; and how many bytes it has read then."""
     replies: list[Any] = []
+    ends = list(accumulate(case.widths))
     for frame in reading.frames:
-        if not frame.is_push:
-            replies.append(frame.value)
-        if len(replies) == sum(case.widths):
+        if frame.is_push:
+            continue
+        replies.append(frame.value)
+        if len(replies) in ends:  # what follows was sent before it was asked for
             heard = case.cuts[bisect_left(case.cuts, frame.end)]
-            return (replies if reading.is_pushes(frame.end, heard) else None), heard
+            if len(replies) == ends[-1] or not reading.is_pushes(frame.end, heard):
+                return (replies if reading.is_pushes(frame.end, heard) else None), heard
     return None, len(case.stream)
 
 

@@ -190,8 +190,8 @@ class BaseClient:
         error is raised; with `raise_errors=False` errors stand in the list. `idempotent=True`
         allows to send all of them again when not all answers came.
         """
-        batch = Batch([as_member(command) for command in commands], raise_errors=raise_errors)
-        return self._batch(batch, idempotent=idempotent)
+        members = [one if type(one) is tuple else as_member(one) for one in commands]
+        return self._batch(Batch(members, raise_errors=raise_errors), idempotent=idempotent)
 
     @coloured
     def transaction(

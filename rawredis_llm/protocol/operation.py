@@ -125,7 +125,7 @@ class Batch:
     replies have been read; without, errors stand in the list, each in its place.
     """
 
-    __slots__ = ("atomic", "members", "raise_errors", "waits", "width")
+    __slots__ = ("_kinds", "atomic", "members", "raise_errors", "waits", "width")
     members: tuple[Command[Any] | Batch | tuple[Any, ...], ...]
     width: int
 
@@ -140,8 +140,10 @@ class Batch:
         self.atomic = atomic
         self.waits = 0.0  # seconds that its commands may wait in the server, known to `encode`
         self.raise_errors = raise_errors
-        extra = [member.width - 1 for member in self.members if type(member) is Batch]
-        width = len(self.members) + sum(extra)
+        self._kinds = set(map(type, self.members))
+        width = len(self.members)
+        if Batch in self._kinds:
+            width += sum(member.width - 1 for member in self.members if type(member) is Batch)
         self.width = width + 2 if atomic and width else width
 
     def __iter__(self) -> Generator[Request, Any, list[Any]]:
@@ -190,6 +192,9 @@ class Batch:
             raise ProtocolError(f"{len(replies)} replies to {self.width} commands")
         if self.atomic and replies:
             replies = _executed(replies, self)
+        refused = any(issubclass(kind, ReplyError) for kind in set(map(type, replies)))
+        if self._kinds == {tuple} and not refused:  # raw replies, as they are
+            return list(replies)
         values: list[Any] = []
         failure: Exception | None = None
         position = 0

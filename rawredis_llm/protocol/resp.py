@@ -235,6 +235,13 @@ class Decoder:
             self._look(data)
         self._reader.feed(data)
 
+    def begin_array(self, width: int) -> None:
+        """Have the next replies come as one list, with the pushes that stand between them.
+
+        Only when it is settled: the header must not land among bytes that nobody has taken yet.
+        """
+        self._reader.feed(b"*%d\r\n" % width)
+
     def settled(self) -> bool:
         """Return True if every byte fed was part of a reply that `gets` has returned.
 

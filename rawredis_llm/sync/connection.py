@@ -174,19 +174,10 @@ class Connection:
         if self._proves:
             portions, nonce = sealed(portions)
         replies: list[Any] = []
-        gets = self._gets
         try:
             for data, width in portions:
                 self._send(data, deadline)
-                end = len(replies) + width
-                while len(replies) < end:
-                    reply = gets()
-                    if reply is NOT_ENOUGH:
-                        self._receive(deadline)
-                    elif type(reply) is Push:
-                        self._keep(reply)
-                    else:
-                        replies.append(reply)
+                replies += self._read(width, deadline)
             if not self._decoder.settled():
                 self._settle()
             if nonce is not None and replies.pop() != nonce:
@@ -194,6 +185,30 @@ class Connection:
         except Exception as error:
             raise self._failed(error) from error
         self.dirty = False
+        return replies
+
+    def _read(self, width: int, deadline: float) -> list[Any]:
+        """Return so many replies; as one array, which takes hiredis half of the time."""
+        gets = self._gets
+        if not self._decoder.settled():  # it answered before it was asked
+            self._settle()
+        self._decoder.begin_array(width)
+        while (found := gets()) is NOT_ENOUGH:
+            self._receive(deadline)
+        replies: list[Any] = found
+        if Push in set(map(type, replies)):  # they took the places of replies
+            replies = [reply for reply in found if type(reply) is not Push]
+            for push in found:
+                if type(push) is Push:
+                    self._keep(push)
+        while len(replies) < width:
+            reply = gets()
+            if reply is NOT_ENOUGH:
+                self._receive(deadline)
+            elif type(reply) is Push:
+                self._keep(reply)
+            else:
+                replies.append(reply)
         return replies
 
     def send(self, data: bytes, deadline: float) -> None:
