@@ -246,7 +246,7 @@ class AsyncClient(BaseClient, AsyncRunner):
                         error.command = name_of(what)
                         raise
                     continue
-                refused = refusal(replies, atomic=isinstance(what, Batch) and what.atomic)
+                refused = refusal(replies if isinstance(what, Batch) else replies[0], what)
                 tried += 1
                 if refused is None or not await self._again(refused, what, tried, deadline):
                     return replies
@@ -303,7 +303,9 @@ class AsyncClient(BaseClient, AsyncRunner):
                 Command(watch).result(await connection.request(encode_many([watch]), deadline))
             members = [as_member(command) for command in await leased.run(read())]
             replies = await leased.transaction(members)
-            pending = pending and not members
+            if pending and not members:
+                await connection.request(encode_many([("UNWATCH",)]), deadline)
+            pending = False
         except WatchError:
             pending = False
             raise

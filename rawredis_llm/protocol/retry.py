@@ -114,12 +114,17 @@ def _reads(what: Batch | Command[Any] | Sequence[Any]) -> bool:
     return command_name(what.args if isinstance(what, Command) else what) in READS
 
 
-def refusal(replies: Sequence[Any], *, atomic: bool) -> ReplyError | None:
-    """Return the error by which the server refused a whole write, so that nothing of it ran."""
-    if not isinstance(replies[-1], ReplyError):
+def refusal(reply: Any, what: Batch | Sequence[Any]) -> ReplyError | None:
+    """Return the error by which the server refused a command or a whole batch: nothing of it ran.
+
+    `reply` is a command's, or the list of a batch's.
+    """
+    if not isinstance(what, Batch):
+        return reply if isinstance(reply, ReplyError) else None
+    if not isinstance(reply[-1], ReplyError):
         return None
-    refused = [reply for reply in replies if isinstance(reply, ReplyError)]
-    if atomic and isinstance(replies[-1], ExecAbortError):
-        return next((reply for reply in refused if isinstance(reply, PASSING)), None)
-    same = len(refused) == len(replies) and len(set(map(type, refused))) == 1
+    refused = [one for one in reply if isinstance(one, ReplyError)]
+    if what.atomic and isinstance(reply[-1], ExecAbortError):
+        return next((one for one in refused if isinstance(one, PASSING)), None)
+    same = len(refused) == len(reply) and len(set(map(type, refused))) == 1
     return refused[0] if same else None

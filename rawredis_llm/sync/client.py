@@ -128,71 +128,59 @@ class Client(BaseClient, Runner):
         self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False
     ) -> Any:
         waits = vet(args)
-        data = encode(args)
-        start = monotonic()
-        deadline = start + (self._timeout + waits if limit is None else limit)
-        tried = 0
-        while True:
-            try:
-                connection = self._pool.acquire(deadline)
-                try:
-                    reply = connection.request(data, deadline)
-                finally:
-                    received = connection.received
-                    self._pool.release(connection)
-            except BaseException as error:
-                tried += 1
-                if self._again(error, args, tried, deadline, idempotent=idempotent):
-                    continue
-                self._note_failure(error, args, start, len(data))
-                raise
-            refused = reply if isinstance(reply, ReplyError) else None
-            if refused is None:
-                break
-            tried += 1
-            if not self._again(refused, args, tried, deadline):
-                break
-        if self._pushes is not None:
-            self._pushes.deliver()
-        if self._observer is not None:
-            self._observe(args, start, len(data), received, refused)
-        if refused is not None:
-            raise reply_error(refused.message, command_name(args), refused.address)
+        limit = self._timeout + waits if limit is None else limit
+        reply = self._exchange(args, encode(args), limit, idempotent)
+        if isinstance(reply, ReplyError):
+            raise reply_error(reply.message, command_name(args), reply.address)
         return reply
 
     def _batch(self, batch: Batch, *, idempotent: bool = False) -> list[Any]:
         portions = batch.encode()
         if not portions:
             return batch.result([])
+        limit = self._timeout + batch.waits
+        return batch.result(self._exchange(batch, portions, limit, idempotent))
+
+    def _exchange(
+        self,
+        what: Batch | Sequence[Any],
+        data: bytes | list[tuple[bytes, int]],
+        limit: float,
+        idempotent: bool,  # noqa: FBT001 - by position, as this is every call's way
+    ) -> Any:
+        """Send one command's bytes, or portions of a batch's; return the reply, or all of them."""
         start = monotonic()
-        deadline = start + self._timeout + batch.waits
-        sent = sum(len(data) for data, _ in portions)
+        deadline = start + limit
         tried = 0
         while True:
             try:
                 connection = self._pool.acquire(deadline)
                 try:
-                    replies = connection.exchange(portions, deadline)
+                    if type(data) is bytes:
+                        reply = connection.request(data, deadline)
+                    else:
+                        reply = connection.exchange(data, deadline)  # type: ignore[arg-type]
                 finally:
                     received = connection.received
                     self._pool.release(connection)
             except BaseException as error:
                 tried += 1
-                if self._again(error, batch, tried, deadline, idempotent=idempotent):
+                if self._again(error, what, tried, deadline, idempotent=idempotent):
                     continue
-                self._note_failure(error, batch, start, sent)
+                if isinstance(error, RedisError):
+                    error.command = name_of(what)
+                if self._observer is not None:
+                    self._observe(what, data, start, 0, error)
                 raise
-            refused = refusal(replies, atomic=batch.atomic)
-            if refused is None:
-                break
+            refused = refusal(reply, what)
             tried += 1
-            if not self._again(refused, batch, tried, deadline):
+            if refused is None or not self._again(refused, what, tried, deadline):
                 break
         if self._pushes is not None:
             self._pushes.deliver()
         if self._observer is not None:
-            self._observe(batch, start, sent, received, None)
-        return batch.result(replies)
+            self._observe(what, data, start, received, refused)
+        return reply
 
     def _again(
         self,
@@ -238,7 +226,9 @@ class Client(BaseClient, Runner):
                 Command(watch).result([reply])
             members = [as_member(command) for command in leased.run(read())]
             replies = leased.transaction(members)
-            pending = pending and not members
+            if pending and not members:
+                connection.exchange(encode_many([("UNWATCH",)]), deadline)
+            pending = False
         except WatchError:
             pending = False
             raise
@@ -247,24 +237,16 @@ class Client(BaseClient, Runner):
             self._pool.release(connection)
         return replies
 
-    def _note_failure(
-        self, error: BaseException, what: Batch | Sequence[Any], start: float, sent: int
-    ) -> None:
-        """Say in an error of ours which command it was, and tell the observer of any."""
-        if isinstance(error, RedisError):
-            error.command = name_of(what)
-        if self._observer is not None:
-            self._observe(what, start, sent, 0, error)
-
     def _observe(
         self,
         what: Batch | Sequence[Any],
+        data: bytes | list[tuple[bytes, int]],
         start: float,
-        sent: int,
         received: int,
         error: BaseException | None,
     ) -> None:
         assert self._observer is not None
+        sent = len(data) if isinstance(data, bytes) else sum(len(part) for part, _ in data)
         times, sizes = Times(start, monotonic()), Sizes(sent, received)
         self._observer.command(name_of(what), times, sizes, error)
 
