@@ -1,12 +1,14 @@
 """The contenders, the race that measures them, and the table it ends in.
 
-Each scenario is run by up to three contenders against one real server on loopback TCP:
+Each scenario is run by those contenders that take part in it, against a real server on loopback TCP:
 
 * `socket + hiredis`: a blocking socket and `hiredis.Reader`, without timeouts, errors or threads.
   It is the floor: what Python and the kernel cost before a library adds anything.
 * `rawredis_llm`: this library, by its public API.
+* `rawredis_llm, observed`: the same with a recorder that times every call.
 * `redis-py`: RESP3, hiredis, and the fastest of its own ways to do the same work. Where it is not
   installed the table says so.
+* `valkey-glide`, where it is installed: a core in Rust below an asyncio client.
 
 Rules:
 
@@ -36,6 +38,7 @@ import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -50,9 +53,11 @@ import numpy as np
 import pytest
 
 from rawredis_llm import AsyncClient, Client, EmbeddedServer, Numeric, Tag, Vector, VectorIndex
+from rawredis_llm.latency.recorder import Recorder
 
 FLOOR = "socket + hiredis"
 RIVAL = "redis-py"
+RIVALS = {"redis": "redis", "valkey-glide": "glide"}  # the package's name, and the module's
 BATCH = 500  # rows a write when loading, for all
 KNN = "*=>[KNN 10 @v $vector AS distance]"
 RESULTS = Path(__file__).with_name("RESULTS.md")
@@ -94,33 +99,41 @@ class Contender(ABC):
 
     name: str
 
-    @abstractmethod
     def get(self, key: str) -> Run | None:
         """GET a key."""
+        return None
 
-    @abstractmethod
     def pipeline(self, pairs: Sequence[tuple[str, bytes]]) -> Run | None:
         """SET all pairs in one pipeline."""
+        return None
 
-    @abstractmethod
     def tasks(self, key: str, tasks: int, calls: int, /) -> Run | None:
         """GET a key in each of many asyncio tasks, `calls` times one after the other."""
+        return None
 
-    @abstractmethod
+    def gets(self, keys: Sequence[str]) -> Run | None:
+        """GET all keys in one pipeline."""
+        return None
+
+    def threads(self, key: str, threads: int, calls: int, /) -> Run | None:
+        """GET a key in each of many threads, `calls` times one after the other."""
+        return None
+
     def hset(self, key: str, vector: Any) -> Run | None:
         """Set the field `v` of a hash to a numpy vector."""
+        return None
 
-    @abstractmethod
     def load(self, documents: Documents) -> Run | None:
         """Write all documents."""
+        return None
 
-    @abstractmethod
     def knn(self, documents: Documents, vector: Any) -> Run | None:
         """Find the ten documents nearest to a numpy vector, with their fields and distances."""
+        return None
 
-    @abstractmethod
     def rows(self, found: Any) -> list[tuple[str, float, str, int]]:
         """Return id, distance, tag and number of each row that `knn` found."""
+        raise NotImplementedError(found)
 
     @abstractmethod
     def close(self) -> None:
@@ -155,6 +168,12 @@ class _Bare(Contender):
 
     def tasks(self, *_: Any) -> None:
         return None
+
+    def gets(self, keys: Sequence[str]) -> Run:
+        return lambda: self._ask_all([_frame(b"GET", key.encode()) for key in keys])
+
+    def threads(self, key: str, threads: int, calls: int) -> None:
+        pass  # it has one socket
 
     def hset(self, key: str, vector: Any) -> Run:
         return lambda: self._ask(_frame(b"HSET", key.encode(), b"v", vector.tobytes()))
@@ -224,6 +243,12 @@ class _Ours(Contender):
     def tasks(self, key: str, tasks: int, calls: int) -> Run:
         return _in_tasks(self._loop, partial(self._tasks_client.call, "GET", key), tasks, calls)
 
+    def gets(self, keys: Sequence[str]) -> Run:
+        return lambda: self._client.pipeline([("GET", key) for key in keys])
+
+    def threads(self, key: str, threads: int, calls: int) -> Run:
+        return _in_threads(partial(self._client.call, "GET", key), threads, calls)
+
     def hset(self, key: str, vector: Any) -> Run:
         return partial(self._client.call, "HSET", key, "v", vector)
 
@@ -273,6 +298,18 @@ class _RedisPy(Contender):
     def tasks(self, key: str, tasks: int, calls: int) -> Run:
         return _in_tasks(self._loop, partial(self._tasks_client.get, key), tasks, calls)
 
+    def gets(self, keys: Sequence[str]) -> Run:
+        def run() -> Any:
+            pipe = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipe.get(key)
+            return pipe.execute()
+
+        return run
+
+    def threads(self, key: str, threads: int, calls: int) -> Run:
+        return _in_threads(partial(self._client.get, key), threads, calls)
+
     def hset(self, key: str, vector: Any) -> Run:
         return lambda: self._client.hset(key, "v", vector.tobytes())
 
@@ -305,6 +342,40 @@ class _RedisPy(Contender):
         self._loop.close()
 
 
+class _Observed(Contender):
+    """Ours, with a recorder on: the difference is what looking costs."""
+
+    name = "rawredis_llm, observed"
+
+    def __init__(self, url: str) -> None:
+        self._client = Client(url, observer=Recorder())
+
+    def get(self, key: str) -> Run:
+        return partial(self._client.call, "GET", key)
+
+    def close(self) -> None:
+        self._client.close()
+
+
+class _Glide(Contender):
+    """valkey-glide, which is asyncio alone (and its own threads, whose time counts)."""
+
+    name = "valkey-glide"
+
+    def __init__(self, glide: Any, url: str) -> None:
+        host, _, port = urlsplit(url).netloc.partition(":")
+        configuration = glide.GlideClientConfiguration([glide.NodeAddress(host, int(port))])
+        self._loop = asyncio.new_event_loop()
+        self._client = self._loop.run_until_complete(glide.GlideClient.create(configuration))
+
+    def tasks(self, key: str, tasks: int, calls: int) -> Run:
+        return _in_tasks(self._loop, partial(self._client.get, key), tasks, calls)
+
+    def close(self) -> None:
+        self._loop.run_until_complete(self._client.close())
+        self._loop.close()
+
+
 def _id(key: str) -> str:
     return key.partition(":")[2]
 
@@ -318,6 +389,19 @@ def _in_tasks(loop: asyncio.AbstractEventLoop, call: Run, tasks: int, calls: int
         return [value for values in found for value in values]
 
     return lambda: loop.run_until_complete(run())
+
+
+def _in_threads(call: Run, threads: int, calls: int) -> Run:
+    def some() -> list[Any]:
+        return [call() for _ in range(calls)]
+
+    pool = ThreadPoolExecutor(threads)
+
+    def run() -> list[Any]:
+        waiting = [pool.submit(some) for _ in range(threads)]
+        return [value for done in waiting for value in done.result()]
+
+    return run
 
 
 class Sample(NamedTuple):
@@ -454,10 +538,13 @@ def client(server: EmbeddedServer, pytestconfig: pytest.Config) -> Iterator[Clie
 @pytest.fixture(scope="session")
 def contenders(server: EmbeddedServer) -> Iterator[list[Contender]]:
     """Return all clients, connected to the same server."""
-    contenders: list[Contender] = [_Bare(server.url), _Ours(server.url)]
+    contenders: list[Contender] = [_Bare(server.url), _Ours(server.url), _Observed(server.url)]
     redis = _installed("redis")
     if redis is not None:
         contenders.append(_RedisPy(redis, server.url))
+    glide = _installed("glide")
+    if glide is not None:
+        contenders.append(_Glide(glide, server.url))
     yield contenders
     for contender in contenders:
         contender.close()
@@ -495,7 +582,8 @@ def _environment(client: Client) -> str:
     info = client.call("INFO", "server").decode().splitlines()
     redis = next(line.partition(":")[2] for line in info if line.startswith("redis_version:"))
     modules = {module[b"name"]: module[b"ver"] for module in client.call("MODULE", "LIST")}
-    names = ["hiredis", "numpy", *(["redis"] if _installed("redis") else [])]
+    rivals = [name for name, module in RIVALS.items() if _installed(module)]
+    names = ["hiredis", "numpy", *rivals]
     return (
         f"{processor}, {os.cpu_count()} cores; "
         f"{platform.python_implementation()} {platform.python_version()}; "

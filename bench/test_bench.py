@@ -68,6 +68,53 @@ def test_tasks(race: Race, client: Client) -> None:
     )
 
 
+def test_one_task(race: Race, client: Client) -> None:
+    client.call("SET", "bench:get", VALUE)
+
+    def check(_: Contender, result: Any) -> None:
+        assert result == [VALUE] * 100
+
+    race(
+        "GET 64 B in one asyncio task",
+        lambda c: c.tasks("bench:get", 1, 100),
+        check,
+        rounds=100,
+        operations=100,
+    )
+
+
+def test_threads(race: Race, client: Client) -> None:
+    client.call("SET", "bench:get", VALUE)
+
+    def check(_: Contender, result: Any) -> None:
+        assert result == [VALUE] * 400
+
+    race(
+        "GET 64 B in 8 threads",
+        lambda c: c.threads("bench:get", 8, 50),
+        check,
+        rounds=100,
+        operations=400,
+    )
+
+
+def test_replies(race: Race, client: Client) -> None:
+    keys = [f"bench:reply:{i}" for i in range(200)]
+    values = [b"%03072d" % i for i in range(200)]
+    client.pipeline([("SET", key, value) for key, value in zip(keys, values, strict=True)])
+
+    def check(_: Contender, result: Any) -> None:
+        assert result == values
+
+    race(
+        "pipeline of 200 GET 3 KiB",
+        lambda c: c.gets(keys),
+        check,
+        rounds=100,
+        operations=len(keys),
+    )
+
+
 def test_hset(race: Race, client: Client) -> None:
     vector = np.arange(1536, dtype=np.float32)
 

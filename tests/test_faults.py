@@ -6,8 +6,6 @@ What a real server cannot be made to do is done by `Scripted`, a server that ans
 from __future__ import annotations
 
 import asyncio
-import os
-import random
 import re
 import signal
 import socket
@@ -239,40 +237,6 @@ class Interrupt(BaseException):
 # An interrupt between the making of a socket and its first assignment, or while one is closed,
 # leaves it to the collector, which closes it and says so.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_signals_that_raise_in_the_middle_cross_nothing(server: EmbeddedServer) -> None:
-    randomness = random.Random(7)
-    interrupted = 0
-    calling = False
-
-    def handler(_number: int, _frame: FrameType | None) -> None:
-        nonlocal calling
-        if calling:  # a signal may be handled a little after its timer was stopped
-            calling = False
-            raise Interrupt
-
-    previous = signal.signal(signal.SIGALRM, handler)
-    try:
-        with Client(server.url, max_connections=2) as client:
-            for i in range(2000):
-                mine = b"%d" % i
-                try:
-                    calling = True
-                    signal.setitimer(signal.ITIMER_REAL, randomness.uniform(1e-6, 1.2e-4))
-                    reply = client.call("ECHO", mine)
-                    calling = False
-                except Interrupt:
-                    interrupted += 1
-                    continue
-                assert reply == mine
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            assert client.call("ECHO", "last") == b"last"
-            assert client.pipeline([("ECHO", i) for i in range(9)])[8] == b"8"
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)
-    assert interrupted > 100
-
-
 def test_signals_that_are_handled_do_not_prolong_a_call(server: EmbeddedServer) -> None:
     ticks = 0
 
@@ -310,40 +274,6 @@ def test_a_waiter_whose_server_was_interrupted_is_not_lost(server: EmbeddedServe
         assert not pool._waiters
         pool.release(connection)
         assert client.call("PING") == b"PONG"
-
-
-def test_cancelled_tasks_cross_nothing_and_cost_no_connection(server: EmbeddedServer) -> None:
-    randomness = random.Random(7)
-
-    async def main() -> tuple[int, bytes, bytes]:
-        async with AsyncClient(server.url) as client:
-            first = await client.call("CLIENT", "ID")
-
-            async def ask(i: int) -> None:
-                if i % 3:
-                    assert await client.call("ECHO", i) == b"%d" % i
-                else:
-                    assert await client.pipeline([("ECHO", i), ("ECHO", -i)]) == [
-                        b"%d" % i,
-                        b"%d" % -i,
-                    ]
-
-            cancelled = 0
-            for start in range(0, 3000, 50):
-                tasks = [asyncio.ensure_future(ask(i)) for i in range(start, start + 50)]
-                for _ in range(randomness.randrange(4)):  # turns of the loop before the cancelling
-                    await asyncio.sleep(0)
-                for task in tasks:
-                    if randomness.random() < 0.5:
-                        task.cancel()
-                for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-                    cancelled += isinstance(outcome, asyncio.CancelledError)
-                    assert outcome is None or isinstance(outcome, asyncio.CancelledError)
-            return cancelled, first, await client.call("CLIENT", "ID")
-
-    cancelled, first, last = asyncio.run(main())
-    assert cancelled > 300
-    assert first == last  # no cancellation cost a reconnect
 
 
 def test_an_interrupt_in_the_middle_of_reading_crosses_nothing(server: EmbeddedServer) -> None:
@@ -448,16 +378,3 @@ def test_a_cancelled_first_call_leaves_connecting_to_the_others(server: Embedded
             return reply
 
     assert asyncio.run(main()) == b"PONG"
-
-
-def test_a_fork_does_not_disturb_the_loop_of_the_parent(server: EmbeddedServer) -> None:
-    async def main() -> tuple[int, bytes]:
-        async with AsyncClient(server.url) as client:
-            await client.call("PING")
-            child = os.fork()
-            if child == 0:
-                os._exit(0)
-            _, status = os.waitpid(child, 0)  # noqa: ASYNC222 - it ends at once
-            return status, await client.call("ECHO", "still here")
-
-    assert asyncio.run(main()) == (0, b"still here")

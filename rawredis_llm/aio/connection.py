@@ -47,12 +47,10 @@ class _Slot:
 
     __slots__ = ("deadline", "future", "nonce", "replies", "width")
 
-    def __init__(
-        self, future: asyncio.Future[Any], deadline: float, width: int, nonce: bytes | None
-    ) -> None:
+    def __init__(self, future: asyncio.Future[Any], deadline: float, nonce: bytes | None) -> None:
         self.future = future
         self.deadline = deadline
-        self.width = width
+        self.width = 0
         self.nonce = nonce
         self.replies: list[Any] = []
 
@@ -102,6 +100,9 @@ class Connection(asyncio.Protocol):
         self._decoder = Decoder(self._address)
         self._slots: deque[_Slot] = deque()
         self._out: list[bytes] = []
+        # Portions to send once so many replies have come to a slot: neither the server nor we are
+        # to hold all of a large pipeline at once. Whoever comes later waits behind them.
+        self._backlog: deque[tuple[_Slot, int, bytes]] = deque()
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._wake = math.inf
@@ -127,11 +128,14 @@ class Connection(asyncio.Protocol):
         self._busy = True
         if not self._slots:
             self._heard = self.loop.time()  # silence counts from when somebody listens
-        width = 0
+        slot = _Slot(future, deadline, nonce)
         for data, commands in portions:
-            self.send(data)
-            width += commands
-        self._slots.append(_Slot(future, deadline, width, nonce))
+            if self._backlog or slot.width:
+                self._backlog.append((slot, slot.width, data))
+            else:
+                self.send(data)
+            slot.width += commands
+        self._slots.append(slot)
         if deadline < self._wake:
             self._set_timer(deadline)
         self._busy = False
@@ -260,7 +264,7 @@ class Connection(asyncio.Protocol):
         for slot in complete:
             if not slot.future.done():
                 slot.future.set_result(slot.replies)
-        if decoder.refusals or self.retired:
+        if self._backlog or decoder.refusals or self.retired:
             self._look_back()
 
     def _prove(self, complete: list[_Slot]) -> None:
@@ -269,7 +273,9 @@ class Connection(asyncio.Protocol):
                 raise ProtocolError("the replies are not those to this request")
 
     def _look_back(self) -> None:
-        """After replies, see whether this connection is still worth using."""
+        """After replies, send on, and see whether this connection is still worth using."""
+        while self._backlog and len(self._backlog[0][0].replies) >= self._backlog[0][1]:
+            self.send(self._backlog.popleft()[2])
         refusals = self._decoder.refusals
         if self._greeted:
             if any(isinstance(refusal, ReadOnlyError) for refusal in refusals):
@@ -311,6 +317,7 @@ class Connection(asyncio.Protocol):
             if not slot.future.done():
                 slot.future.set_exception(type(error)(error.message, address=self._address))
         self._slots.clear()
+        self._backlog.clear()
         if self.listener is not None:
             self.listener(type(error)(error.message, address=self._address))
         if self.on_close is not None:

@@ -113,9 +113,16 @@ class Settings:
         return context
 
     def tune(self, sock: Any) -> None:
-        """Set a TCP socket's options: no delay, and probes that notice a peer which is gone."""
+        """Set a TCP socket's options: no delay, and probes that notice a peer which is gone.
+
+        Raises ConnectionRefusedError for one that is connected to itself: to a port that the system
+        also gives to clients, and on which nobody listens, this happens once in some thousand tries
+        (a simultaneous open, RFC 9293, 3.5), and would give every request back as its reply.
+        """
         import socket  # noqa: PLC0415 - for the names of its options
 
+        if sock.getsockname() == sock.getpeername():
+            raise ConnectionRefusedError("nobody listens there")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, int(self.keepalive > 0))
         if self.keepalive and hasattr(socket, "TCP_KEEPIDLE"):  # macOS calls it otherwise

@@ -19,7 +19,15 @@ from typing import Any
 
 from ..errors import OutcomeUnknownError, ProtocolError, ReadTimeoutError, RedisError, ReplyError
 from ..protocol.handshake import Login, as_login, failure_of, greet, without_frames
-from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many, sealed
+from ..protocol.resp import (
+    CHUNK,
+    NOT_ENOUGH,
+    READ_ERRORS,
+    Decoder,
+    Push,
+    encode_many,
+    sealed,
+)
 from ..protocol.settings import Settings
 
 __all__ = ["Connection"]
@@ -135,8 +143,8 @@ class Connection:
                 self._keep(push)
                 if self._decoder.settled():
                     return True
-        except Exception as error:  # noqa: BLE001 - whatever it is, this connection is not usable
-            # But for TLS: a record that held no data, such as a session ticket.
+        except READ_ERRORS as error:
+            # Not usable, but for a TLS record that held no data, such as a session ticket.
             return type(error).__name__ == "SSLWantReadError"
         return False
 
@@ -158,7 +166,7 @@ class Connection:
                 reply = self._gets()
             if not self._decoder.settled():
                 self._settle()
-        except Exception as error:
+        except READ_ERRORS as error:
             raise self._failed(error) from error
         self.dirty = False
         return reply
@@ -182,7 +190,7 @@ class Connection:
                 self._settle()
             if nonce is not None and replies.pop() != nonce:
                 raise ProtocolError("the replies are not those to this request")
-        except Exception as error:
+        except READ_ERRORS as error:
             raise self._failed(error) from error
         self.dirty = False
         return replies
@@ -219,7 +227,7 @@ class Connection:
         self.dirty = True
         try:
             self._send(data, deadline)
-        except Exception as error:
+        except READ_ERRORS as error:
             raise self._failed(error) from error
 
     def next_frame(self, deadline: float) -> Any:
@@ -233,7 +241,7 @@ class Connection:
             self._decoder.settled()
         except TimeoutError:
             return NOT_ENOUGH
-        except Exception as error:
+        except READ_ERRORS as error:
             raise self._failed(error) from error
         return reply
 

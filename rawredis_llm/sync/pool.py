@@ -158,9 +158,9 @@ class Pool:
         if self._closed:
             raise RuntimeError("the client is closed")
         waiter = _Waiter()
-        with self._lock:
-            self._waiters.append(waiter)
         try:
+            with self._lock:
+                self._waiters.append(waiter)
             self._serve()
             if waiter.connection is None:
                 self._wait(waiter, deadline)
