@@ -1,6 +1,6 @@
 """The contenders, the race that measures them, and the table it ends in.
 
-Each scenario is run by those contenders that take part in it, against a real server on loopback TCP:
+Each scenario is run by the contenders that take part in it, against a real server on loopback:
 
 * `socket + hiredis`: a blocking socket and `hiredis.Reader`, without timeouts, errors or threads.
   It is the floor: what Python and the kernel cost before a library adds anything.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from rawredis_llm import AsyncClient, Client
+from rawredis_llm.protocol.address import parse_url
 
 
 class Subject(Protocol):
@@ -73,16 +74,27 @@ class OursAsync(Ours):
 
 
 class RedisPy(_Base):
-    """redis-py with its own defaults, but for the time limit; needs the extra `[bench]`."""
+    """redis-py by its constructor, with its own defaults but for the time limit.
 
-    name = "redis-py"
+    Needs the extra `[bench]`.
+    """
+
+    name = "redis-py, Redis()"
     module = "redis"
+    by_url = False
 
     def __init__(self, url: str, timeout: float = 5.0, protocol: int = 3) -> None:
         super().__init__()
-        options = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
-        redis = importlib.import_module(self.module)
-        self.client = redis.Redis.from_url(url, protocol=protocol, **options)
+        options: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        maker = importlib.import_module(self.module).Redis
+        if self.by_url:
+            self.client = maker.from_url(url, protocol=protocol, **options)
+        else:
+            address = parse_url(url)
+            place: dict[str, Any] = {"host": address.host, "port": address.port}
+            if address.path:
+                place = {"unix_socket_path": address.path}
+            self.client = maker(protocol=protocol, **place, **options)
         self.call = self.client.execute_command
 
     def pipeline(self, commands: Sequence[Sequence[Any]]) -> Any:
@@ -101,10 +113,17 @@ class RedisPy(_Base):
         self.client.close()
 
 
-class RedisPyAsync(RedisPy):
-    """redis-py for tasks, with its own defaults."""
+class RedisPyByUrl(RedisPy):
+    """redis-py by `from_url`, which tries nothing again."""
 
-    name = "redis-py, asyncio"
+    name = "redis-py, from_url()"
+    by_url = True
+
+
+class RedisPyAsync(RedisPy):
+    """redis-py for tasks, by its constructor."""
+
+    name = "redis-py, asyncio Redis()"
     module = "redis.asyncio"
     is_async = True
 
@@ -116,4 +135,4 @@ class RedisPyAsync(RedisPy):
 
 Maker = Callable[..., Subject]
 OURS: list[Maker] = [Ours, OursAsync]
-RIVALS: list[Maker] = [RedisPy, RedisPyAsync]
+RIVALS: list[Maker] = [RedisPy, RedisPyByUrl, RedisPyAsync]

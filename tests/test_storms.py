@@ -132,8 +132,7 @@ def test_a_pipeline_of_large_values_both_ways_does_not_lock(make: Maker, pairs: 
         tally = storms.flood(make, server.url, pairs)
     assert tally.flawless(), tally
     assert tally.right == 2 * pairs
-    if make is Ours:  # that of asyncio writes all of a pipeline at once
-        assert tally.memory < 8 * MIB
+    assert tally.memory < 8 * MIB
 
 
 # -- a long run --------------------------------------------------------------------------------

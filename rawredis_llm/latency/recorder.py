@@ -49,10 +49,14 @@ class Recorder:
             seen = self._commands.get(name)
             if seen is None:
                 seen = self._commands[name] = _Seen()
-            seen.times.record(times.end - times.start)
-            seen.sent += sizes.sent
-            seen.received += sizes.received or 0
-            seen.errors += error is not None
+            start, end = times
+            sent, received = sizes
+            seen.times.record(end - start)
+            seen.sent += sent
+            if received is not None:
+                seen.received += received
+            if error is not None:
+                seen.errors += 1
 
     def connection(self, event: str) -> None:
         """Count a connection that was opened or closed (called by the client)."""

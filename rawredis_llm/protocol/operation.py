@@ -382,7 +382,9 @@ def command_name(args: Sequence[Any]) -> str:
 
 def name_of(what: Batch | Command[Any] | Sequence[Any]) -> str:
     """Return the name of what was sent: a batch, a command, or a command's arguments."""
-    return what.name if isinstance(what, (Batch, Command)) else command_name(what)
+    if isinstance(what, (Batch, Command)):
+        return what.name
+    return _HARMLESS.get(what[0]) or command_name(what)
 
 
 def vet(args: Sequence[Any]) -> float:
@@ -406,7 +408,7 @@ def vet(args: Sequence[Any]) -> float:
             _refuse_repeated(args)
         return _waits(name, args)
     if name not in STATEFUL and len(name) < 32 and len(_HARMLESS) < 1000:
-        _HARMLESS.add(args[0])
+        _HARMLESS[args[0]] = name
     return 0.0
 
 
@@ -439,7 +441,7 @@ def _waits(name: str, args: Sequence[Any]) -> float:
     return limit if limit > 0 else math.inf
 
 
-_HARMLESS: set[str | bytes] = set()
+_HARMLESS: dict[str | bytes, str] = {}  # as it was written -> as it is told
 _NAMES: set[type] = {str, bytes}
 _BY_URL = "give it to the client, by an option or in the URL"
 _BY_TRANSACTION = "use client.transaction()"

@@ -247,7 +247,8 @@ class Client(BaseClient, Runner):
     ) -> None:
         assert self._observer is not None
         sent = len(data) if isinstance(data, bytes) else sum(len(part) for part, _ in data)
-        times, sizes = Times(start, monotonic()), Sizes(sent, received)
+        new = tuple.__new__  # of a named tuple: half of what its own costs
+        times, sizes = new(Times, (start, monotonic())), new(Sizes, (sent, received))
         self._observer.command(name_of(what), times, sizes, error)
 
 
