@@ -115,7 +115,7 @@ class Pool:
                 created=self._created,
                 waited=self._waited,
                 wait_time=self._wait_time,
-                dropped=self._dropped + Counter(abandoned=collected),
+                dropped=dict(self._dropped + Counter(abandoned=collected)),
             )
 
     def after_fork(self) -> None:
