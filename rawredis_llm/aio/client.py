@@ -85,13 +85,16 @@ class AsyncClient(BaseClient, AsyncRunner):
     def _start(self) -> None:
         self._closed = False
         self._ages = self._settings.idle_timeout != math.inf
+        self._reset()
+        _clients.add(self)
+
+    def _reset(self) -> None:
         self._connection: Connection | None = None  # the shared one that was used last
         self._lanes: dict[asyncio.AbstractEventLoop, _Lane] = {}
         self._live: set[Connection] = set()
         self._created = self._waited = 0
         self._wait_time = 0.0
         self._dropped: Counter[str] = Counter()
-        _clients.add(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -447,9 +450,7 @@ class AsyncClient(BaseClient, AsyncRunner):
     def _after_fork(self) -> None:
         for connection in self._live:
             connection.abandon()
-        self._live.clear()
-        self._lanes.clear()
-        self._connection = None
+        self._reset()
 
 
 async def _embed(request: Embed) -> Any:

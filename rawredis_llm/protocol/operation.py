@@ -417,10 +417,10 @@ def _refuse_repeated(args: Sequence[Any]) -> None:
 
     hiredis 3.5 gives the second value of a map's key to the key before it.
     """
-    words = [arg.encode() if isinstance(arg, str) else arg for arg in args]
-    start = next((i for i, word in enumerate(words) if word in (b"STREAMS", b"streams")), None)
-    keys = [] if start is None else words[start + 1 : start + 1 + (len(words) - start - 1) // 2]
-    if len(set(map(repr, keys))) < len(keys):
+    words = [arg.decode("latin-1") if isinstance(arg, bytes) else str(arg) for arg in args]
+    start = next((i for i, word in enumerate(words, 1) if word.upper() == "STREAMS"), len(words))
+    keys = words[start : (start + len(words)) // 2]
+    if len(set(keys)) < len(keys):
         raise ValueError("XREAD: name each stream once")
 
 
