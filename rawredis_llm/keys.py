@@ -15,20 +15,6 @@ from typing import Any, Final
 from .protocol import commands
 from .protocol.operation import Batch, Op
 
-__all__ = [
-    "clear_entries",
-    "clear_matching",
-    "digest",
-    "distance_limit",
-    "escape_glob",
-    "from_json",
-    "indexed_key_part",
-    "key_segment",
-    "milliseconds",
-    "require_text",
-    "to_json",
-]
-
 LONGEST_TTL: Final = 10**12  # seconds; the clock plus it must fit 64 bits of milliseconds
 
 

@@ -17,15 +17,8 @@ from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import (
-    ConnectError,
-    ConnectTimeoutError,
-    PoolTimeoutError,
-    RedisError,
-    ReplyError,
-    WatchError,
-    reply_error,
-)
+from .. import errors
+from ..errors import RedisError, ReplyError
 from ..protocol.client import BaseClient
 from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
@@ -203,7 +196,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         portions = [(encode(args), 1)]
         [reply] = await self._exchange(portions, args, waits, limit, idempotent=idempotent)
         if isinstance(reply, ReplyError):
-            raise reply_error(reply.message, command_name(args), reply.address)
+            raise errors.reply_error(reply.message, command_name(args), reply.address)
         return reply
 
     async def _batch(self, batch: Batch, *, idempotent: bool = False) -> list[Any]:
@@ -309,7 +302,7 @@ class AsyncClient(BaseClient, AsyncRunner):
             if pending and not members:
                 await connection.request(encode_many([("UNWATCH",)]), deadline)
             pending = False
-        except WatchError:
+        except errors.WatchError:
             pending = False
             raise
         finally:
@@ -365,7 +358,9 @@ class AsyncClient(BaseClient, AsyncRunner):
             if not waiter.done():
                 lane.waiters.remove(waiter)
         if not waiter.done():
-            raise PoolTimeoutError(f"all {self._settings.max_connections} connections are in use")
+            raise errors.PoolTimeoutError(
+                f"all {self._settings.max_connections} connections are in use"
+            )
 
     def _give_back(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
         lane = self._lane(loop)
@@ -413,7 +408,7 @@ class AsyncClient(BaseClient, AsyncRunner):
     async def _reconnect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
         """Return this loop's connection, made by one attempt that all waiting tasks share."""
         if self._leased:
-            raise ConnectError("the connection that watched the keys was lost")
+            raise errors.ConnectError("the connection that watched the keys was lost")
         if self._closed:
             raise RuntimeError("the client is closed")
         lane = self._lane(loop)
@@ -427,11 +422,13 @@ class AsyncClient(BaseClient, AsyncRunner):
         # Not wait_for(): a task that is cancelled, or in a hurry, leaves the attempt to the others.
         await asyncio.wait([attempt], timeout=left(loop, deadline))
         if not attempt.done():
-            raise ConnectTimeoutError("no connection in time", address=str(self._settings.address))
+            raise errors.ConnectTimeoutError(
+                "no connection in time", address=str(self._settings.address)
+            )
         if attempt.cancelled():
             raise RuntimeError("the client is closed")
         error = attempt.exception()
-        if joined and isinstance(error, ConnectTimeoutError) and loop.time() < deadline:
+        if joined and isinstance(error, errors.ConnectTimeoutError) and loop.time() < deadline:
             return await self._reconnect(loop, deadline)  # its time was up, not ours
         if isinstance(error, RedisError):
             raise copy(error) from error  # each task has its own

@@ -20,21 +20,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, cast
 
-from ..errors import (
-    ConnectError,
-    ConnectTimeoutError,
-    OutcomeUnknownError,
-    ProtocolError,
-    ReadOnlyError,
-    ReadTimeoutError,
-    RedisError,
-    ReplyError,
-)
+from .. import errors
+from ..errors import RedisError, ReplyError
 from ..protocol.handshake import Login, as_login, failure_of, greet, without_frames
 from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many, sealed
 from ..protocol.settings import Settings
-
-__all__ = ["Connection", "connect", "left"]
 
 P = ParamSpec("P")
 
@@ -70,7 +60,9 @@ def _whole(step: Callable[Concatenate[Connection, P], None]) -> Callable[..., No
             step(self, *args, **kwargs)
         except Exception as error:  # noqa: BLE001 - any failure in here ends this connection
             text = f"the reply could not be read: {error!r}"
-            self.fail(ProtocolError(error.message if isinstance(error, RedisError) else text))
+            self.fail(
+                errors.ProtocolError(error.message if isinstance(error, RedisError) else text)
+            )
         except BaseException:
             self.fail(_INTERRUPTED)
             raise
@@ -120,7 +112,9 @@ class Connection(asyncio.Protocol):
         if self._busy:
             self.fail(_INTERRUPTED)
         if self.closed:
-            future.set_exception(ConnectError("the connection was lost", address=self._address))
+            future.set_exception(
+                errors.ConnectError("the connection was lost", address=self._address)
+            )
             return future
         nonce = None
         if self._proves:
@@ -172,12 +166,12 @@ class Connection(asyncio.Protocol):
         self.usable = False
         self.retired = self.retired or why
         if not self._slots:
-            self.fail(OutcomeUnknownError("the connection was replaced"))
+            self.fail(errors.OutcomeUnknownError("the connection was replaced"))
 
     def close(self, why: str = "closed") -> None:
         """Close; calls in flight fail."""
         self.retired = self.retired or why
-        self.fail(OutcomeUnknownError("the connection was closed"))
+        self.fail(errors.OutcomeUnknownError("the connection was closed"))
 
     def pause(self) -> None:
         """Read no more until `resume()`: the listener has enough."""
@@ -213,12 +207,14 @@ class Connection(asyncio.Protocol):
             if slot.deadline > now:
                 following = min(following, slot.deadline)
                 continue
-            slot.future.set_exception(ReadTimeoutError("no answer in time", address=self._address))
+            slot.future.set_exception(
+                errors.ReadTimeoutError("no answer in time", address=self._address)
+            )
         self._set_timer(following)
         if self._slots and now - self._heard >= min(self._settings.timeout, LONGEST_SILENCE) / 2:
             # A call timed out, and not a byte came for half of the time that a call may take: the
             # server or the way to it is gone, and everyone who waits here would wait in vain.
-            self.fail(ReadTimeoutError("the server has fallen silent"))
+            self.fail(errors.ReadTimeoutError("the server has fallen silent"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport (called by the event loop)."""
@@ -246,7 +242,7 @@ class Connection(asyncio.Protocol):
                     self._keep(reply)
                 else:
                     if not slots:
-                        raise ProtocolError("the server sent a reply that nobody asked for")
+                        raise errors.ProtocolError("the server sent a reply that nobody asked for")
                     slot = slots[0]
                     slot.replies.append(reply)
                     if len(slot.replies) == slot.width:
@@ -254,7 +250,7 @@ class Connection(asyncio.Protocol):
                 if decoder.settled():
                     break
             if reply is NOT_ENOUGH and not slots and self.listener is None:
-                raise ProtocolError("the server sent bytes that nobody asked for")
+                raise errors.ProtocolError("the server sent bytes that nobody asked for")
             if self._proves:
                 self._prove(complete)
         except Exception:
@@ -270,7 +266,7 @@ class Connection(asyncio.Protocol):
     def _prove(self, complete: list[_Slot]) -> None:
         for slot in complete:
             if slot.nonce is not None and slot.replies.pop() != slot.nonce:
-                raise ProtocolError("the replies are not those to this request")
+                raise errors.ProtocolError("the replies are not those to this request")
 
     def _look_back(self) -> None:
         """After replies, send on, and see whether this connection is still worth using."""
@@ -278,7 +274,7 @@ class Connection(asyncio.Protocol):
             self.send(self._backlog.popleft()[2])
         refusals = self._decoder.refusals
         if self._greeted:
-            if any(isinstance(refusal, ReadOnlyError) for refusal in refusals):
+            if any(isinstance(refusal, errors.ReadOnlyError) for refusal in refusals):
                 self.retire("READONLY")  # the primary is elsewhere
             refusals.clear()
         if self.retired and not self._slots:
@@ -301,7 +297,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is in flight (called by the event loop)."""
         reason = getattr(exc, "strerror", None) or "the server closed the connection"
-        self.fail(OutcomeUnknownError(reason))
+        self.fail(errors.OutcomeUnknownError(reason))
 
     def fail(self, error: RedisError) -> None:
         """Close, and fail every call in flight with an error of this kind."""
@@ -340,7 +336,7 @@ class Connection(asyncio.Protocol):
                 sock.close()
 
 
-_INTERRUPTED: Final = OutcomeUnknownError("the event loop was interrupted")
+_INTERRUPTED: Final = errors.OutcomeUnknownError("the event loop was interrupted")
 
 
 async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
@@ -396,7 +392,7 @@ async def _login(settings: Settings, timeout: float | None) -> Login:
         return as_login(await asyncio.wait_for(_ask(settings.credentials), timeout))
     except asyncio.TimeoutError:
         address = str(settings.address)
-        raise ConnectTimeoutError("no credentials in time", address=address) from None
+        raise errors.ConnectTimeoutError("no credentials in time", address=address) from None
 
 
 async def _ask(credentials: Callable[[], Any]) -> Any:

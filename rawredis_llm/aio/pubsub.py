@@ -20,8 +20,6 @@ from .connection import Connection, connect, left
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Subscription"]
-
 HELD: Final = 1024
 """Frames that wait for their reader; with more, the socket is not read, so that the server holds
 them, and hangs up when that is too much for it: then there is a gap, which is told."""

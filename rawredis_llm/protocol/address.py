@@ -8,8 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-__all__ = ["Address", "Secret", "parse_url"]
-
 
 class Secret:
     """A password that no repr, log or traceback shows; `reveal()` it where it is sent."""

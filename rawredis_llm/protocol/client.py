@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-__all__ = ["BaseClient"]
-
 P = ParamSpec("P")
 T = TypeVar("T")
 

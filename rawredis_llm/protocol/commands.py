@@ -12,19 +12,6 @@ from typing import Any
 from ..errors import UnexpectedReplyError
 from .operation import Command
 
-__all__ = [
-    "as_mapping",
-    "delete",
-    "get",
-    "hgetall",
-    "hset",
-    "mget",
-    "pexpire",
-    "scan",
-    "set_value",
-    "unlink",
-]
-
 
 def as_mapping(reply: Any) -> dict[Any, Any]:
     """Return a map reply as a dict, whether it came as a map (RESP3) or as a flat list (RESP2)."""

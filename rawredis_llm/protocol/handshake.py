@@ -8,29 +8,12 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
-from .. import __version__
-from ..errors import (
-    AuthenticationError,
-    CertificateError,
-    ConnectError,
-    ConnectTimeoutError,
-    RedisError,
-    ReplyError,
-)
+from .. import __version__, errors
+from ..errors import RedisError, ReplyError
 from .address import Secret
 from .commands import as_mapping
 from .operation import Batch, Command, Op
 from .settings import Settings
-
-__all__ = [
-    "Login",
-    "ServerInfo",
-    "as_login",
-    "failure_of",
-    "greet",
-    "server_info",
-    "without_frames",
-]
 
 Commands = list[Sequence[str | int]]
 
@@ -72,7 +55,9 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
             ("HELLO", settings.protocol, "AUTH", user, login.password.reveal(), *name),
             *tail,
         ]
-    if isinstance(replies[0], ReplyError) and not isinstance(replies[0], AuthenticationError):
+    if isinstance(replies[0], ReplyError) and not isinstance(
+        replies[0], errors.AuthenticationError
+    ):
         if not _lacks_hello(replies[0]):
             raise replies[0]
         tail = [("CLIENT", *name), *tail] if name else tail
@@ -101,17 +86,17 @@ def without_frames(error: BaseException) -> BaseException:
     return error
 
 
-def failure_of(error: Exception, address: str) -> ConnectError:
+def failure_of(error: Exception, address: str) -> errors.ConnectError:
     """Return what to raise when no connection came about."""
-    kind: type[ConnectError] = ConnectError
+    kind: type[errors.ConnectError] = errors.ConnectError
     text = getattr(error, "strerror", None) or str(error)
     if isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError":
         # By its name: asyncio's own is another class before Python 3.11.
-        kind, text = ConnectTimeoutError, "no connection in time"
+        kind, text = errors.ConnectTimeoutError, "no connection in time"
     elif isinstance(error, RedisError):
         text = error.message
     elif type(error).__name__ == "SSLCertVerificationError":  # without importing ssl
-        kind = CertificateError
+        kind = errors.CertificateError
     return kind(text, address=address)
 
 

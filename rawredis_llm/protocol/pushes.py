@@ -9,8 +9,6 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["PushQueue"]
-
 HELD: Final = 1024
 """Pushes that wait for their handler. If more come, all of them give way to one None."""
 

@@ -38,17 +38,6 @@ import hiredis
 
 from ..errors import ProtocolError, RedisError, ReplyError, reply_error
 
-__all__ = [
-    "CHUNK",
-    "NOT_ENOUGH",
-    "READ_ERRORS",
-    "Decoder",
-    "Push",
-    "encode",
-    "encode_many",
-    "sealed",
-]
-
 Push = hiredis.PushNotification
 
 READ_ERRORS: Final = (RedisError, OSError, TypeError, MemoryError)

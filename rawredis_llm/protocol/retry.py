@@ -16,34 +16,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from ..errors import (
-    BusyError,
-    CertificateError,
-    ClusterDownError,
-    ConnectError,
-    ExecAbortError,
-    LoadingError,
-    MasterDownError,
-    MaxClientsError,
-    OutcomeUnknownError,
-    ReadOnlyError,
-    RedisError,
-    ReplyError,
-    TryAgainError,
-    WatchError,
-)
+from .. import errors
+from ..errors import RedisError, ReplyError
 from .operation import Batch, Command, command_name
 
 __all__ = ["Retry", "refusal"]
 
 PASSING: Final[tuple[type[RedisError], ...]] = (
-    BusyError,
-    ClusterDownError,
-    LoadingError,
-    MasterDownError,
-    MaxClientsError,
-    TryAgainError,
-    WatchError,
+    errors.BusyError,
+    errors.ClusterDownError,
+    errors.LoadingError,
+    errors.MasterDownError,
+    errors.MaxClientsError,
+    errors.TryAgainError,
+    errors.WatchError,
 )
 """After these nothing was executed, and waiting helps: they are tried until the deadline."""
 
@@ -95,11 +81,17 @@ class Retry:
     ) -> float | None:
         """Return how long to wait before the next try, in seconds, or None if there is none."""
         if not isinstance(failure, PASSING):
-            unsent = isinstance(failure, ConnectError) and not isinstance(failure, CertificateError)
+            unsent = isinstance(failure, errors.ConnectError) and not isinstance(
+                failure, errors.CertificateError
+            )
             if not (
                 unsent
-                or isinstance(failure, ReadOnlyError)  # refused here; the primary is elsewhere
-                or (isinstance(failure, OutcomeUnknownError) and (idempotent or _reads(what)))
+                or isinstance(
+                    failure, errors.ReadOnlyError
+                )  # refused here; the primary is elsewhere
+                or (
+                    isinstance(failure, errors.OutcomeUnknownError) and (idempotent or _reads(what))
+                )
             ):
                 return None
         if tried >= self.attempts and (self.attempts == 1 or not isinstance(failure, PASSING)):
@@ -124,7 +116,7 @@ def refusal(reply: Any, what: Batch | Sequence[Any]) -> ReplyError | None:
     if not isinstance(reply[-1], ReplyError):
         return None
     refused = [one for one in reply if isinstance(one, ReplyError)]
-    if what.atomic and isinstance(reply[-1], ExecAbortError):
+    if what.atomic and isinstance(reply[-1], errors.ExecAbortError):
         return next((one for one in refused if isinstance(one, PASSING)), None)
     same = len(refused) == len(reply) and len(set(map(type, refused))) == 1
     return refused[0] if same else None

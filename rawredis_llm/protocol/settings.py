@@ -19,16 +19,6 @@ from .retry import Retry
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-__all__ = [
-    "ConnectionFigures",
-    "Observer",
-    "Settings",
-    "Sizes",
-    "Times",
-    "make_settings",
-    "seconds",
-]
-
 
 class Times(NamedTuple):
     """When a call began and ended, by the monotonic clock, in seconds."""

@@ -15,17 +15,6 @@ from ..protocol.operation import Batch, Command, Op, Runnable, steps_of, togethe
 from .replies import IndexInfo, SearchReply, index_info, search_reply, total_results
 from .schema import Schema
 
-__all__ = [
-    "DISTANCE",
-    "count",
-    "create_index",
-    "drop_index",
-    "ensure_index",
-    "info",
-    "knn",
-    "write_indexed",
-]
-
 T = TypeVar("T")
 
 DISTANCE: Final = "__distance"

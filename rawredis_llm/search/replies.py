@@ -12,8 +12,6 @@ from typing import Any, NamedTuple
 from ..errors import UnexpectedReplyError
 from ..protocol.commands import as_mapping
 
-__all__ = ["IndexInfo", "SearchReply", "index_info", "search_reply", "total_results"]
-
 
 class SearchReply(NamedTuple):
     """Rows are (key, fields); fields are None where the document expired during the search."""

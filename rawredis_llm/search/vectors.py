@@ -14,8 +14,6 @@ import numpy.typing as npt
 
 from ..errors import UnexpectedReplyError
 
-__all__ = ["DTYPES", "METRICS", "as_matrix", "as_vector", "from_blob", "similarity", "to_blob"]
-
 Array = npt.NDArray[Any]
 
 DTYPES: Final = {"float32": "<f4", "float64": "<f8", "float16": "<f2"}

@@ -30,8 +30,6 @@ from ..protocol.resp import (
 )
 from ..protocol.settings import Settings
 
-__all__ = ["Connection"]
-
 
 class Connection:
     """A socket to one server, opened by `open()`, closed for good by `close()`.

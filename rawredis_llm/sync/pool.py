@@ -21,8 +21,6 @@ from ..errors import PoolTimeoutError, ReadOnlyError
 from ..protocol.settings import ConnectionFigures, Settings
 from .connection import Connection
 
-__all__ = ["Pool"]
-
 RECHECK: Final = 0.5  # seconds: how soon a waiter notices a place freed by the collector
 
 

@@ -20,8 +20,6 @@ from .connection import Connection
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Subscription"]
-
 
 class Subscription:
     """An endless iterator of `ChannelMessage`, for one thread at a time; made by `subscribe()`.
