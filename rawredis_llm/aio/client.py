@@ -103,14 +103,15 @@ class AsyncClient(BaseClient, AsyncRunner):
         attempt = self._lane(here).attempt
         if attempt is not None:
             attempt.cancel()
+            await asyncio.wait([attempt])
         for connection in list(self._live):
             if connection.loop is here:
                 connection.close()
             elif connection.loop.is_closed():
                 connection.abandon()
+                self._count(connection)
             else:
                 connection.loop.call_soon_threadsafe(connection.close)
-        self._lanes.clear()
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
     async def run(self, op: Runnable[T]) -> T:
@@ -153,7 +154,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         """How many connections there are, what they do, and what became of others."""
         return ConnectionFigures(
             open=len(self._live),
-            in_use=sum(not connection.idle for connection in self._live),
+            in_use=sum(one.lent or not one.idle for one in self._live),
             waiting=sum(len(lane.waiters) for lane in self._lanes.values()),
             created=self._created,
             waited=self._waited,
@@ -168,6 +169,10 @@ class AsyncClient(BaseClient, AsyncRunner):
                 connection.retire(why)
             else:
                 connection.loop.call_soon_threadsafe(connection.retire, why)
+
+    async def _reauthenticate(self) -> None:
+        self._retire("reauthenticated")
+        await self.call("PING")
 
     async def _pages(
         self, page: Callable[[bytes], Command[tuple[bytes, list[T]]]]
@@ -224,7 +229,9 @@ class AsyncClient(BaseClient, AsyncRunner):
         try:
             while True:
                 try:
-                    if waits:  # it may wait in the server: not on the socket that others share
+                    if (
+                        waits and not self._leased
+                    ):  # it may wait in the server: not on the socket that others share
                         replies = await self._exchange_alone(loop, portions, deadline)
                     else:
                         connection = self._connection
@@ -292,7 +299,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         connection = await self._borrow(loop, deadline)
         leased = copy(self)
         limits = {"_retry": Retry(attempts=1), "_timeout": deadline - loop.time()}
-        vars(leased).update(limits, _connection=connection, _leased=True)
+        vars(leased).update(limits, _connection=connection, _leased=True, _ages=False)
         pending = len(watch) > 1
         try:
             if pending:
@@ -320,6 +327,9 @@ class AsyncClient(BaseClient, AsyncRunner):
         connection = await self._borrow(loop, deadline)
         try:
             return await connection.request(portions, deadline)
+        except RedisError as error:
+            connection.close(type(error).__name__)
+            raise
         finally:
             self._give_back(loop, connection)
 
@@ -334,11 +344,14 @@ class AsyncClient(BaseClient, AsyncRunner):
             while lane.spare:
                 connection = lane.spare.pop()
                 if connection.usable and not (self._ages and self._aged(connection)):
-                    return connection
-            return await self._connect(deadline)
+                    break
+            else:
+                connection = await self._connect(deadline)
         except BaseException:
             lane.free_place()
             raise
+        connection.lent = True
+        return connection
 
     async def _wait_for_place(
         self, lane: _Lane, loop: asyncio.AbstractEventLoop, deadline: float
@@ -364,6 +377,7 @@ class AsyncClient(BaseClient, AsyncRunner):
 
     def _give_back(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
         lane = self._lane(loop)
+        connection.lent = False
         if connection.usable and connection.idle and not self._closed:
             lane.spare.append(connection)
         else:  # one whose call was cancelled may still wait in the server, and take what comes
@@ -371,21 +385,30 @@ class AsyncClient(BaseClient, AsyncRunner):
         lane.free_place()
 
     async def _connect(self, deadline: float = math.inf) -> Connection:
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        self._created += 1
+        self._check_open()
         try:
             connection = await connect(self._settings, deadline)
         except BaseException as error:
-            self._dropped[type(error).__name__] += 1
+            self._created += 1
+            name = type(error).__name__ if isinstance(error, Exception) else "abandoned"
+            self._dropped["closed" if self._closed else name] += 1
             raise
+        self._created += 1
         connection.on_close = self._count
+        connection.on_readonly = partial(self._retire, "READONLY")
         self._live.add(connection)
+        self._check_open(connection)  # it may have been closed meanwhile
         return connection
+
+    def _check_open(self, connection: Connection | None = None) -> None:
+        if self._closed:
+            if connection is not None:
+                connection.close()
+            raise RuntimeError("the client is closed")
 
     def _count(self, connection: Connection) -> None:
         self._live.discard(connection)
-        self._dropped[connection.ended] += 1
+        self._dropped[connection.ended or "abandoned"] += 1
 
     def _aged(self, connection: Connection) -> bool:
         """Return whether a connection was idle for too long; if so, close it."""
@@ -401,7 +424,7 @@ class AsyncClient(BaseClient, AsyncRunner):
                 del self._lanes[other]
             for connection in [one for one in self._live if one.loop.is_closed()]:
                 connection.abandon()
-                self._live.discard(connection)
+                self._count(connection)
             lane = self._lanes[loop] = _Lane()
         return lane
 
@@ -409,8 +432,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         """Return this loop's connection, made by one attempt that all waiting tasks share."""
         if self._leased:
             raise errors.ConnectError("the connection that watched the keys was lost")
-        if self._closed:
-            raise RuntimeError("the client is closed")
+        self._check_open()
         lane = self._lane(loop)
         if lane.shared is not None and lane.shared.usable:
             self._connection = lane.shared
@@ -438,11 +460,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         lane.attempt = None
         if attempt.cancelled() or attempt.exception() is not None:
             return
-        connection = attempt.result()
-        if self._closed:
-            connection.close()
-            return
-        self._connection = lane.shared = connection
+        self._connection = lane.shared = attempt.result()
 
     def _after_fork(self) -> None:
         for connection in self._live:

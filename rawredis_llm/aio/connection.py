@@ -23,7 +23,7 @@ from typing import Any, Concatenate, Final, ParamSpec, cast
 from .. import errors
 from ..errors import RedisError, ReplyError
 from ..protocol.handshake import Login, as_login, failure_of, greet, without_frames
-from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many, sealed
+from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many, prove, sealed
 from ..protocol.settings import Settings
 
 P = ParamSpec("P")
@@ -85,6 +85,8 @@ class Connection(asyncio.Protocol):
         self.retired = self.ended = ""
         self.listener: Callable[[Any], None] | None = None
         self.on_close: Callable[[Connection], None] | None = None
+        self.on_readonly: Callable[[], None] | None = None
+        self.lent = False  # to somebody who alone may use it
         self._greeted = self._proves = False
         self._busy = False
         self._settings = settings
@@ -160,6 +162,8 @@ class Connection(asyncio.Protocol):
         """Go over from the handshake to calls."""
         self._greeted, self._proves = True, self._settings.integrity
         self._decoder.refusals.clear()
+        if self._settings.observer is not None:
+            self._settings.observer.connection("opened")
 
     def retire(self, why: str) -> None:
         """Take no more calls, and close when those in flight are answered."""
@@ -201,6 +205,7 @@ class Connection(asyncio.Protocol):
         self._timer = None
         now = self.loop.time()
         following = math.inf
+        late = False
         for slot in self._slots:
             if slot.future.done():
                 continue
@@ -210,8 +215,9 @@ class Connection(asyncio.Protocol):
             slot.future.set_exception(
                 errors.ReadTimeoutError("no answer in time", address=self._address)
             )
+            late = True
         self._set_timer(following)
-        if self._slots and now - self._heard >= min(self._settings.timeout, LONGEST_SILENCE) / 2:
+        if late and now - self._heard >= min(self._settings.timeout, LONGEST_SILENCE) / 2:
             # A call timed out, and not a byte came for half of the time that a call may take: the
             # server or the way to it is gone, and everyone who waits here would wait in vain.
             self.fail(errors.ReadTimeoutError("the server has fallen silent"))
@@ -265,8 +271,8 @@ class Connection(asyncio.Protocol):
 
     def _prove(self, complete: list[_Slot]) -> None:
         for slot in complete:
-            if slot.nonce is not None and slot.replies.pop() != slot.nonce:
-                raise errors.ProtocolError("the replies are not those to this request")
+            if slot.nonce is not None:
+                prove(slot.replies, slot.nonce)
 
     def _look_back(self) -> None:
         """After replies, send on, and see whether this connection is still worth using."""
@@ -275,7 +281,9 @@ class Connection(asyncio.Protocol):
         refusals = self._decoder.refusals
         if self._greeted:
             if any(isinstance(refusal, errors.ReadOnlyError) for refusal in refusals):
-                self.retire("READONLY")  # the primary is elsewhere
+                self.retire("READONLY")
+                if self.on_readonly is not None:  # the primary is elsewhere, and all lead here
+                    self.on_readonly()
             refusals.clear()
         if self.retired and not self._slots:
             self.retire(self.retired)
@@ -286,8 +294,7 @@ class Connection(asyncio.Protocol):
         if self.listener is not None:
             self.listener(frame)
         elif pushes is not None:
-            if not pushes.held:
-                self.loop.call_soon(pushes.deliver)
+            self.loop.call_soon(pushes.deliver)
             pushes.add(frame)
 
     def eof_received(self) -> bool:
@@ -296,6 +303,8 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail what is in flight (called by the event loop)."""
+        if not self._slots:
+            self.retired = self.retired or "ended while idle"
         reason = getattr(exc, "strerror", None) or "the server closed the connection"
         self.fail(errors.OutcomeUnknownError(reason))
 
@@ -318,7 +327,7 @@ class Connection(asyncio.Protocol):
             self.listener(type(error)(error.message, address=self._address))
         if self.on_close is not None:
             self.on_close(self)
-        if self._settings.observer is not None:
+        if self._greeted and self._settings.observer is not None:
             self._settings.observer.connection("closed")
 
     def abandon(self) -> None:
@@ -351,8 +360,7 @@ async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
     try:
         await asyncio.wait_for(_open(settings, connection), left(loop, limit))
         await _greet(settings, connection, login, limit)
-        if settings.observer is not None:
-            settings.observer.connection("opened")
+        connection.greeted()
     except ReplyError:
         connection.close()
         raise
@@ -365,7 +373,6 @@ async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
     except BaseException:  # cancelled
         connection.close()
         raise
-    connection.greeted()
     return connection
 
 

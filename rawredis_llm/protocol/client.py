@@ -83,7 +83,7 @@ class BaseClient:
         _batch: Callable[..., Any]
         _optimistic: Callable[..., Any]
         _pages: Callable[..., Any]
-        _retire: Callable[[str], None]
+        _reauthenticate: Callable[[], Any]
 
     def __init__(
         self,
@@ -255,8 +255,7 @@ class BaseClient:
 
         Calls under way end on the connection that they have. Raises AuthenticationError.
         """
-        self._retire("reauthenticated")
-        return self.run(Command(("PING",), lambda _: None))
+        return self._reauthenticate()
 
     def _server_info(self) -> Op[ServerInfo]:
         if self._info is None:

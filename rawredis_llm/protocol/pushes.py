@@ -16,14 +16,15 @@ HELD: Final = 1024
 class PushQueue:
     """A bounded queue before `handler(push: list | None)`; None says that some were lost.
 
-    A handler never runs in the middle of a reply, so it may use the client. What it raises is
-    logged: it is nobody's call that failed.
+    A handler never runs in the middle of a reply, so it may use the client, nor in the middle of
+    itself. What it raises is logged: it is nobody's call that failed.
     """
 
-    __slots__ = ("_handler", "held")
+    __slots__ = ("_delivering", "_handler", "held")
 
     def __init__(self, handler: Callable[[list[Any] | None], object]) -> None:
         self._handler = handler
+        self._delivering = False
         self.held: deque[list[Any] | None] = deque()
 
     def add(self, push: list[Any]) -> None:
@@ -34,15 +35,18 @@ class PushQueue:
         self.held.append(list(push))
 
     def deliver(self) -> None:
-        """Hand over what is held."""
-        while self.held:
-            try:
+        """Hand over what is held, unless that is being done."""
+        if self._delivering:
+            return
+        self._delivering = True
+        try:
+            while self.held:
                 push = self.held.popleft()
-            except IndexError:  # another thread was faster
-                return
-            try:
-                self._handler(push)
-            except Exception:
-                import logging  # noqa: PLC0415 - 10 ms that most never need
+                try:
+                    self._handler(push)
+                except Exception:
+                    import logging  # noqa: PLC0415 - 10 ms that most never need
 
-                logging.getLogger("rawredis_llm").exception("the handler of pushes failed")
+                    logging.getLogger("rawredis_llm").exception("the handler of pushes failed")
+        finally:
+            self._delivering = False

@@ -98,6 +98,18 @@ def sealed(portions: Sequence[tuple[bytes, int]]) -> tuple[list[tuple[bytes, int
     return [*head, (data + encode(("ECHO", nonce)), width + 1)], nonce
 
 
+def prove(replies: list[Any], nonce: bytes) -> None:
+    """Take the last reply away, and raise ProtocolError unless it is the nonce.
+
+    A server that refuses everything alike, being busy, refuses the proof, too.
+    """
+    proof = replies[-1]
+    refused = isinstance(proof, ReplyError) and len(set(map(type, replies))) == 1
+    if proof != nonce and not refused:
+        raise ProtocolError("the replies are not those to this request")
+    replies.pop()
+
+
 def _add_pieces(pieces: list[Any], args: Sequence[Any]) -> int:
     """Add one request's pieces; return how many bytes there are in its large arguments."""
     width = len(args)
@@ -211,7 +223,7 @@ class Decoder:
         "refusals",
     )
 
-    HOLD: Final = 1 << 26  # bytes kept for a walk that may never be needed
+    HOLD: Final = 1 << 24  # bytes kept for a walk that may never be needed
     OWED: Final = 1 << 24  # the most elements that a reply may be lacking at any moment
 
     def __init__(self, address: str = "") -> None:

@@ -102,8 +102,9 @@ class Client(BaseClient, Runner):
         """How many connections there are, what they do, and what became of others."""
         return self._pool.figures()
 
-    def _retire(self, why: str) -> None:
-        self._pool.retire(why)
+    def _reauthenticate(self) -> None:
+        self._pool.retire("reauthenticated")
+        self.call("PING")
 
     def _pages(self, page: Callable[[bytes], Command[tuple[bytes, list[T]]]]) -> Iterator[T]:
         cursor = b"0"
@@ -218,7 +219,7 @@ class Client(BaseClient, Runner):
         connection = self._pool.acquire(deadline)
         leased = copy(self)
         limits = {"_retry": Retry(attempts=1), "_timeout": deadline - monotonic()}
-        vars(leased).update(limits, _pool=_Lease(connection))
+        vars(leased).update(limits, _pool=_Lease(connection), _pushes=None)
         pending = len(watch) > 1
         try:
             if pending:

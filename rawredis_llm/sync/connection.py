@@ -26,6 +26,7 @@ from ..protocol.resp import (
     Decoder,
     Push,
     encode_many,
+    prove,
     sealed,
 )
 from ..protocol.settings import Settings
@@ -43,6 +44,7 @@ class Connection:
         "_address",
         "_decoder",
         "_gets",
+        "_greeted",
         "_poll",
         "_proves",
         "_settings",
@@ -61,7 +63,7 @@ class Connection:
         self._address = str(settings.address)
         self._tls = settings.address.tls
         self._sock: socket.socket | None = None
-        self._proves = False
+        self._proves = self._greeted = False
         self.dirty = True
         self.received = 0
         self.idle_since = 0.0
@@ -100,6 +102,7 @@ class Connection:
         except BaseException as error:  # noqa: BLE001 - an interrupt, which shows frames as well
             raise without_frames(error) from None
         self._proves = settings.integrity
+        self._greeted = True
         if settings.observer is not None:
             settings.observer.connection("opened")
 
@@ -186,8 +189,8 @@ class Connection:
                 replies += self._read(width, deadline)
             if not self._decoder.settled():
                 self._settle()
-            if nonce is not None and replies.pop() != nonce:
-                raise ProtocolError("the replies are not those to this request")
+            if nonce is not None:
+                prove(replies, nonce)
         except READ_ERRORS as error:
             raise self._failed(error) from error
         self.dirty = False
@@ -251,7 +254,7 @@ class Connection:
         self.dirty = True
         self.ended = why
         sock.close()
-        if self._settings.observer is not None:
+        if self._greeted and self._settings.observer is not None:
             self._settings.observer.connection("closed")
 
     def _keep(self, push: Any) -> None:

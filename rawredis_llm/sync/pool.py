@@ -63,7 +63,7 @@ class Pool:
         if not self._waiters:
             try:
                 while not self._usable(connection := self._idle.pop()):
-                    self._drop(connection)
+                    self._drop(connection, "ended while idle")
             except IndexError:
                 pass
             else:
@@ -144,9 +144,9 @@ class Pool:
             self.retire("READONLY")  # the primary is elsewhere, and all of them lead here
         connection.refusals.clear()
 
-    def _drop(self, connection: Connection) -> None:
+    def _drop(self, connection: Connection, why: str = "abandoned") -> None:
         try:
-            connection.close(connection.retired or "ended while idle")
+            connection.close(connection.retired or why)
         finally:  # close() tells the observer, which may raise
             with self._lock:
                 self._live.discard(connection)
@@ -171,7 +171,7 @@ class Pool:
                 raise RuntimeError("the client is closed")
             if connection.opened and not self._usable(connection):
                 with self._lock:  # so that nobody else takes the place
-                    self._drop(connection)
+                    self._drop(connection, "ended while idle")
                     connection = self._new()
             if not connection.opened:
                 connection.open(deadline)
