@@ -355,7 +355,7 @@ async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
     """
     loop = asyncio.get_running_loop()
     limit = min(deadline, loop.time() + settings.connect_timeout)
-    login = await _login(settings, left(loop, limit))
+    login = await _login(settings, loop, limit)
     connection = Connection(settings, loop)
     try:
         await asyncio.wait_for(_open(settings, connection), left(loop, limit))
@@ -365,14 +365,12 @@ async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
         connection.close()
         raise
     except (RedisError, OSError, UnicodeError, asyncio.TimeoutError) as error:
-        refused = connection.refusals[:1]  # it may say why it hung up
         connection.close()
-        if refused:
-            raise refused[0] from None
-        raise failure_of(error, str(settings.address)) from without_frames(error)
-    except BaseException:  # cancelled
+        reason = failure_of(error, connection.refusals, str(settings.address))
+        raise reason from without_frames(error)
+    except BaseException as error:  # noqa: BLE001 - cancelled, or interrupted
         connection.close()
-        raise
+        raise without_frames(error) from None
     return connection
 
 
@@ -391,15 +389,22 @@ async def _greet(settings: Settings, connection: Connection, login: Login, deadl
         return
 
 
-async def _login(settings: Settings, timeout: float | None) -> Login:
+async def _login(settings: Settings, loop: asyncio.AbstractEventLoop, deadline: float) -> Login:
     """Return the credentials; the caller's own function is asked for each connection anew."""
     if settings.credentials is None:
-        return Login(settings.address.username, settings.address.password)
-    try:
-        return as_login(await asyncio.wait_for(_ask(settings.credentials), timeout))
-    except asyncio.TimeoutError:
+        return as_login(settings, None)
+    asking = loop.create_task(_ask(settings.credentials))
+    try:  # not wait_for(), whose time-out could not be told from one of the function's own
+        await asyncio.wait([asking], timeout=left(loop, deadline))
+    finally:
+        if not asking.done():
+            asking.cancel()
+    if not asking.done():
         address = str(settings.address)
-        raise errors.ConnectTimeoutError("no credentials in time", address=address) from None
+        raise errors.ConnectTimeoutError("no credentials in time", address=address)
+    given = [asking.result()]
+    del asking  # which shows its result to who looks at this frame
+    return as_login(settings, given.pop())
 
 
 async def _ask(credentials: Callable[[], Any]) -> Any:

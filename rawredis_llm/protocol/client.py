@@ -145,7 +145,8 @@ class BaseClient:
         self._start()
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._settings.address}>"
+        settings = getattr(self, "_settings", None)  # None where its parameters were refused
+        return f"<{type(self).__name__} {settings and settings.address}>"
 
     def _start(self) -> None:
         """Make what the shell needs beyond its settings."""

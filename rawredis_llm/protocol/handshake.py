@@ -13,7 +13,7 @@ from ..errors import RedisError, ReplyError
 from .address import Secret
 from .commands import as_mapping
 from .operation import Batch, Command, Op
-from .settings import Settings
+from .settings import Settings, is_unicode
 
 Commands = list[Sequence[str | int]]
 
@@ -25,15 +25,29 @@ class Login(NamedTuple):
     password: Secret | None
 
 
-def as_login(given: Any) -> Login:
-    """Return what a credential provider gave: a password, or (username, password).
+def as_login(settings: Settings, given: Any) -> Login:
+    """Return who we are: what the credential provider gave, if there is one, or the address says.
 
-    Raises TypeError, without a word of what it was.
+    Raises TypeError for what is neither a password nor (username, password), ValueError for what is
+    not valid Unicode; without a word of what it was.
     """
+    if settings.credentials is None:
+        return Login(settings.address.username, settings.address.password)
     username, password = given if isinstance(given, tuple) and len(given) == 2 else (None, given)
-    if not isinstance(password, str) or not isinstance(username, (str, type(None))):
-        raise TypeError("credentials must return a password or (username, password), as str")
-    return Login(username, Secret(password))
+    failure: Exception | None = None
+    if hasattr(given, "__await__"):
+        if hasattr(given, "close"):
+            given.close()  # a coroutine, which would complain of never having been awaited
+        text = "credentials: this function is asynchronous: use it with an AsyncClient"
+        failure = TypeError(text)
+    elif not isinstance(password, str) or not isinstance(username, (str, type(None))):
+        failure = TypeError("credentials must return a password or (username, password), as str")
+    elif not is_unicode(password + (username or "")):
+        failure = ValueError("credentials: what was returned is not valid Unicode")
+    else:
+        return Login(username, Secret(password))
+    del given, username, password  # a traceback may show the locals of this frame
+    raise failure
 
 
 def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], None]:
@@ -86,8 +100,14 @@ def without_frames(error: BaseException) -> BaseException:
     return error
 
 
-def failure_of(error: Exception, address: str) -> errors.ConnectError:
-    """Return what to raise when no connection came about."""
+def failure_of(error: Exception, refusals: list[ReplyError], address: str) -> RedisError:
+    """Return what to raise when no connection came about.
+
+    A server that has too many clients, or does not trust them, says so, and hangs up.
+    """
+    for refusal in refusals:
+        if isinstance(refusal, errors.MaxClientsError) or refusal.code == "DENIED":
+            return refusal
     kind: type[errors.ConnectError] = errors.ConnectError
     text = getattr(error, "strerror", None) or str(error)
     if isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError":

@@ -230,9 +230,14 @@ def _check_tls(address: Address, context: SSLContext | None) -> None:
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, not {type(value).__name__}")
-    if any("\ud800" <= char <= "\udfff" for char in value):  # an error of encode() would show it
+    if not is_unicode(value):
         raise ValueError(f"{name} is not valid Unicode")
     return value
+
+
+def is_unicode(text: str) -> bool:
+    """Return True for what can be encoded; an error of `encode()` would show what it was."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _is_client_name(name: str) -> bool:

@@ -59,10 +59,10 @@ class Connection:
     )
 
     def __init__(self, settings: Settings) -> None:
+        self._sock: socket.socket | None = None  # first, for an interrupt of what follows
         self._settings = settings
         self._address = str(settings.address)
         self._tls = settings.address.tls
-        self._sock: socket.socket | None = None
         self._proves = self._greeted = False
         self.dirty = True
         self.received = 0
@@ -78,7 +78,7 @@ class Connection:
     def open(self, deadline: float) -> None:
         """Connect and shake hands. Raises ConnectError, or the server's refusal."""
         settings = self._settings
-        login = _login(settings)
+        login = as_login(settings, settings.credentials and settings.credentials())
         limit = min(deadline, monotonic() + settings.connect_timeout)
         try:
             self._sock = _connect(settings, limit)
@@ -94,11 +94,9 @@ class Connection:
             self.close(type(error).__name__)
             raise
         except (RedisError, OSError, UnicodeError) as error:  # the last: no possible host name
-            refused = self.refusals[:1]  # it may say why it hung up: too many clients, no trust
             self.close("ConnectError")
-            if refused:
-                raise refused[0] from None
-            raise failure_of(error, self._address) from without_frames(error)
+            reason = failure_of(error, self.refusals, self._address)
+            raise reason from without_frames(error)
         except BaseException as error:  # noqa: BLE001 - an interrupt, which shows frames as well
             raise without_frames(error) from None
         self._proves = settings.integrity
@@ -310,18 +308,6 @@ class Connection:
             text = f"the connection was lost: {error.strerror or error}"
         self.close(kind.__name__)
         return kind(text, address=self._address)
-
-
-def _login(settings: Settings) -> Login:
-    """Return the credentials; the caller's own function is asked for each connection anew."""
-    if settings.credentials is None:
-        return Login(settings.address.username, settings.address.password)
-    given = settings.credentials()
-    if hasattr(given, "__await__"):
-        if hasattr(given, "close"):
-            given.close()  # a coroutine, which would complain of never having been awaited
-        raise TypeError("credentials: this function is asynchronous: use it with an AsyncClient")
-    return as_login(given)
 
 
 def _left(deadline: float) -> float | None:
