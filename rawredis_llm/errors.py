@@ -263,7 +263,7 @@ _BY_CODE: dict[str, type[ReplyError]] = {
 # Errors without a code word of their own, by their text. Those of the search module count only for
 # FT.* commands, because their texts differ between versions and commands (RediSearch 2.10 to 8.4).
 _BY_TEXT: tuple[tuple[str, re.Pattern[str], type[ReplyError]], ...] = (
-    ("", re.compile("max number of clients reached"), MaxClientsError),
+    ("", re.compile("^ERR max number of clients reached"), MaxClientsError),
     ("", re.compile("invalid password|AUTH.* without any password"), AuthenticationError),
     ("FT.", re.compile("unknown command", re.IGNORECASE), SearchUnavailableError),
     ("FT.", re.compile("no such index|unknown index name", re.IGNORECASE), IndexNotFoundError),

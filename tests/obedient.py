@@ -26,7 +26,7 @@ REPLIES: Final = {
     b"GARBAGE": b"?\r\n",
     b"SURPLUS": b"+one\r\n+two\r\n",
     b"REFUSE": b"-ERR no\r\n",
-    b"READONLY": b"-READONLY You can't write against a read only replica.\r\n",
+    b"REPLICA": b"-READONLY You can't write against a read only replica.\r\n",
     b"SILENCE": b"",
     b"HANGUP": b"",
 }

@@ -156,7 +156,7 @@ def test_a_replica_costs_every_connection(obedient: Obedient) -> None:
         for connection in idle:
             client._pool.release(connection)
         with pytest.raises(errors.ReadOnlyError):
-            client.call("READONLY")
+            client.call("REPLICA")
         assert client.connections.dropped == {"READONLY": 2}
         client._pool.release(in_use)
         assert client.connections.dropped == {"READONLY": 3}
@@ -169,7 +169,7 @@ def test_a_replica_costs_every_connection_in_asyncio(obedient: Obedient) -> None
             await client.call("ECHO", 1)
             await client.call("BLPOP", "k", 1)  # on a connection of its own, which is kept
             with pytest.raises(errors.ReadOnlyError):
-                await client.call("READONLY")
+                await client.call("REPLICA")
             return client.connections
 
     assert asyncio.run(main()).dropped == {"READONLY": 2}
@@ -269,7 +269,7 @@ async def until_open(client: Any, count: int) -> None:
 
 def read_only(redis: Redis, client: Any) -> None:
     with pytest.raises(errors.ReadOnlyError):
-        redis.do(client.call("READONLY"))
+        redis.do(client.call("REPLICA"))
 
 
 def interrupt(redis: Redis, client: Any) -> None:
@@ -421,7 +421,7 @@ def test_an_observer_is_not_told_the_end_of_what_never_began(redis: Redis) -> No
 STEPS: dict[str, tuple[Any, ...]] = {
     "call": ("call", ("ECHO", "x"), {}),
     "refused": ("call", ("REFUSE",), {}),
-    "read only": ("call", ("READONLY",), {}),
+    "read only": ("call", ("REPLICA",), {}),
     "garbage": ("call", ("GARBAGE",), {}),
     "surplus": ("pipeline", ([("ECHO", 1), ("SURPLUS",)],), {}),
     "hang up": ("call", ("HANGUP",), {}),

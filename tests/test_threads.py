@@ -20,7 +20,7 @@ from rawredis_llm import AsyncClient, Client, EmbeddedServer, errors
 from rawredis_llm.protocol.resp import encode
 
 THREADS, CALLS, MOST = 16, 60, 4
-FAILING = ("REFUSE", "READONLY", "GARBAGE", "SURPLUS", "HANGUP", "LEAVE", "LATE")
+FAILING = ("REFUSE", "REPLICA", "GARBAGE", "SURPLUS", "HANGUP", "LEAVE", "LATE")
 
 
 def work(client: Client, number: int) -> Counter[str]:

@@ -32,6 +32,7 @@ from ..protocol.operation import (
     as_member,
     command_name,
     name_of,
+    refuse_exec,
     steps_of,
     vet,
 )
@@ -73,8 +74,6 @@ class AsyncClient(BaseClient, AsyncRunner):
     Commands that wait in the server (BLPOP, XREAD BLOCK, WAIT, ...) have sockets of their own.
     """
 
-    _leased = False
-
     def _start(self) -> None:
         self._closed = False
         self._ages = self._settings.idle_timeout != math.inf
@@ -85,7 +84,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         self._connection: Connection | None = None  # the shared one that was used last
         self._lanes: dict[asyncio.AbstractEventLoop, _Lane] = {}
         self._live: set[Connection] = set()
-        self._created = self._waited = 0
+        self._created = self._waited = self._generation = 0
         self._wait_time = 0.0
         self._dropped: Counter[str] = Counter()
 
@@ -104,14 +103,8 @@ class AsyncClient(BaseClient, AsyncRunner):
         if attempt is not None:
             attempt.cancel()
             await asyncio.wait([attempt])
-        for connection in list(self._live):
-            if connection.loop is here:
-                connection.close()
-            elif connection.loop.is_closed():
-                connection.abandon()
-                self._count(connection)
-            else:
-                connection.loop.call_soon_threadsafe(connection.close)
+        for connection in self._live.copy():
+            connection.end(here)
         await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
     async def run(self, op: Runnable[T]) -> T:
@@ -154,8 +147,8 @@ class AsyncClient(BaseClient, AsyncRunner):
         """How many connections there are, what they do, and what became of others."""
         return ConnectionFigures(
             open=len(self._live),
-            in_use=sum(one.lent or not one.idle for one in self._live),
-            waiting=sum(len(lane.waiters) for lane in self._lanes.values()),
+            in_use=sum(one.lent or not one.idle for one in self._live.copy()),
+            waiting=sum(len(lane.waiters) for lane in list(self._lanes.values())),
             created=self._created,
             waited=self._waited,
             wait_time=self._wait_time,
@@ -164,9 +157,12 @@ class AsyncClient(BaseClient, AsyncRunner):
 
     def _retire(self, why: str) -> None:
         here = asyncio.get_running_loop()
-        for connection in list(self._live):
+        self._generation += 1  # so what is being connected now is retired, too
+        for connection in self._live.copy():
             if connection.loop is here:
                 connection.retire(why)
+            elif connection.loop.is_closed():
+                connection.abandon()
             else:
                 connection.loop.call_soon_threadsafe(connection.retire, why)
 
@@ -229,9 +225,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         try:
             while True:
                 try:
-                    if (
-                        waits and not self._leased
-                    ):  # it may wait in the server: not on the socket that others share
+                    if waits:  # it may wait in the server: not on the socket that others share
                         replies = await self._exchange_alone(loop, portions, deadline)
                     else:
                         connection = self._connection
@@ -285,38 +279,48 @@ class AsyncClient(BaseClient, AsyncRunner):
         tried = 0
         while True:
             try:
-                return await self._attempt(read, watch, deadline)
+                replies, failure = await self._attempt(read, watch, deadline)
             except RedisError as error:
                 tried += 1
                 if not await self._again(error, watch, tried, deadline):
                     raise
+                continue
+            if failure is not None:
+                raise failure
+            return replies
 
     async def _attempt(
         self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...], deadline: float
-    ) -> list[Any]:
-        """Watch, read and execute on one connection; one on which keys stay watched is closed."""
+    ) -> tuple[list[Any], Exception | None]:
+        """Watch, read and execute on one connection; one on which keys stay watched is closed.
+
+        Raises what came before the end, and WatchError: only then nothing was executed. A failure
+        of the end is returned.
+        """
         loop = asyncio.get_running_loop()
         connection = await self._borrow(loop, deadline)
-        leased = copy(self)
-        limits = {"_retry": Retry(attempts=1), "_timeout": deadline - loop.time()}
-        vars(leased).update(limits, _connection=connection, _leased=True, _ages=False)
+        leased = _Leased(self, connection, deadline)
         pending = len(watch) > 1
         try:
             if pending:
                 Command(watch).result(await connection.request(encode_many([watch]), deadline))
             members = [as_member(command) for command in await leased.run(read())]
-            replies = await leased.transaction(members)
+            leased.reads = False
+            try:
+                replies = await leased.transaction(members)
+            except errors.WatchError:
+                pending = False
+                raise
+            except Exception as error:  # noqa: BLE001 - raised by who must not begin anew
+                return [], error
             if pending and not members:
                 await connection.request(encode_many([("UNWATCH",)]), deadline)
             pending = False
-        except errors.WatchError:
-            pending = False
-            raise
         finally:
             if pending:
                 connection.close("abandoned")
             self._give_back(loop, connection)
-        return replies
+        return replies, None
 
     async def _exchange_alone(
         self,
@@ -386,6 +390,7 @@ class AsyncClient(BaseClient, AsyncRunner):
 
     async def _connect(self, deadline: float = math.inf) -> Connection:
         self._check_open()
+        generation = self._generation
         try:
             connection = await connect(self._settings, deadline)
         except BaseException as error:
@@ -397,6 +402,8 @@ class AsyncClient(BaseClient, AsyncRunner):
         connection.on_close = self._count
         connection.on_readonly = partial(self._retire, "READONLY")
         self._live.add(connection)
+        if generation != self._generation:
+            connection.retire("reauthenticated")
         self._check_open(connection)  # it may have been closed meanwhile
         return connection
 
@@ -421,40 +428,39 @@ class AsyncClient(BaseClient, AsyncRunner):
         lane = self._lanes.get(loop)
         if lane is None:
             for other in [other for other in list(self._lanes) if other.is_closed()]:
-                del self._lanes[other]
-            for connection in [one for one in self._live if one.loop.is_closed()]:
+                self._lanes.pop(other, None)
+            for connection in [one for one in self._live.copy() if one.loop.is_closed()]:
                 connection.abandon()
-                self._count(connection)
             lane = self._lanes[loop] = _Lane()
         return lane
 
     async def _reconnect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
         """Return this loop's connection, made by one attempt that all waiting tasks share."""
-        if self._leased:
-            raise errors.ConnectError("the connection that watched the keys was lost")
         self._check_open()
         lane = self._lane(loop)
-        if lane.shared is not None and lane.shared.usable:
-            self._connection = lane.shared
-            return lane.shared
-        joined = attempt = lane.attempt
-        if attempt is None:
-            attempt = lane.attempt = loop.create_task(self._connect())
-            attempt.add_done_callback(partial(self._connected, lane))
-        # Not wait_for(): a task that is cancelled, or in a hurry, leaves the attempt to the others.
-        await asyncio.wait([attempt], timeout=left(loop, deadline))
-        if not attempt.done():
-            raise errors.ConnectTimeoutError(
-                "no connection in time", address=str(self._settings.address)
-            )
-        if attempt.cancelled():
-            raise RuntimeError("the client is closed")
-        error = attempt.exception()
-        if joined and isinstance(error, errors.ConnectTimeoutError) and loop.time() < deadline:
-            return await self._reconnect(loop, deadline)  # its time was up, not ours
-        if isinstance(error, RedisError):
-            raise copy(error) from error  # each task has its own
-        return attempt.result()
+        while lane.shared is None or not lane.shared.usable:
+            joined = attempt = lane.attempt
+            if attempt is None:
+                attempt = lane.attempt = loop.create_task(self._connect())
+                attempt.add_done_callback(partial(self._connected, lane))
+            # Not wait_for(): who is cancelled, or in a hurry, leaves the attempt to the others.
+            await asyncio.wait([attempt], timeout=left(loop, deadline))
+            if not attempt.done():
+                address = str(self._settings.address)
+                raise errors.ConnectTimeoutError("no connection in time", address=address)
+            if attempt.cancelled():
+                raise RuntimeError("the client is closed")
+            error = attempt.exception()
+            if joined and loop.time() < deadline:
+                if isinstance(error, errors.ConnectTimeoutError):
+                    continue  # its time was up, not ours
+                if error is None and not attempt.result().usable:
+                    continue
+            if isinstance(error, RedisError):
+                raise copy(error) from error  # each task has its own
+            return attempt.result()
+        self._connection = lane.shared
+        return lane.shared
 
     def _connected(self, lane: _Lane, attempt: asyncio.Task[Connection]) -> None:
         lane.attempt = None
@@ -463,9 +469,37 @@ class AsyncClient(BaseClient, AsyncRunner):
         self._connection = lane.shared = attempt.result()
 
     def _after_fork(self) -> None:
-        for connection in self._live:
+        for connection in self._live.copy():
             connection.abandon()
         self._reset()
+
+
+class _Leased(AsyncClient):
+    """Another's client, on one connection that keys are watched on, and until one deadline."""
+
+    def __init__(self, owner: AsyncClient, connection: Connection, deadline: float) -> None:
+        vars(self).update(vars(owner), _connection=connection, _retry=Retry(attempts=1))
+        self._ages = False
+        self._until = deadline
+        self.reads = True
+
+    async def _exchange(
+        self,
+        portions: list[tuple[bytes, int]],
+        what: Batch | Sequence[Any],
+        waits: float,
+        limit: float | None,
+        *,
+        idempotent: bool,
+    ) -> list[Any]:
+        if self.reads:
+            refuse_exec(what)
+        limit = self._timeout + waits if limit is None else limit
+        limit = min(limit, self._until - asyncio.get_running_loop().time())
+        return await super()._exchange(portions, what, 0.0, limit, idempotent=idempotent)
+
+    async def _reconnect(self, *_: Any) -> Connection:
+        raise errors.ConnectError("the connection that watched the keys was lost")
 
 
 async def _embed(request: Embed) -> Any:

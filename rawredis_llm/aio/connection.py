@@ -16,6 +16,7 @@ import asyncio
 import functools
 import inspect
 import math
+import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Final, ParamSpec, cast
@@ -80,6 +81,7 @@ class Connection(asyncio.Protocol):
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
+        self._process = os.getpid()
         self.usable = True
         self.closed = False
         self.retired = self.ended = ""
@@ -207,6 +209,7 @@ class Connection(asyncio.Protocol):
         following = math.inf
         late = False
         for slot in self._slots:
+            late = late or slot.deadline <= now  # cancelled ones, too, tell of a silent server
             if slot.future.done():
                 continue
             if slot.deadline > now:
@@ -215,12 +218,13 @@ class Connection(asyncio.Protocol):
             slot.future.set_exception(
                 errors.ReadTimeoutError("no answer in time", address=self._address)
             )
-            late = True
         self._set_timer(following)
         if late and now - self._heard >= min(self._settings.timeout, LONGEST_SILENCE) / 2:
             # A call timed out, and not a byte came for half of the time that a call may take: the
-            # server or the way to it is gone, and everyone who waits here would wait in vain.
-            self.fail(errors.ReadTimeoutError("the server has fallen silent"))
+            # server or the way to it is gone, so nobody new is to wait here.
+            self.retire("ReadTimeoutError")
+            if following == math.inf:
+                self.fail(errors.ReadTimeoutError("the server has fallen silent"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport (called by the event loop)."""
@@ -330,6 +334,19 @@ class Connection(asyncio.Protocol):
         if self._greeted and self._settings.observer is not None:
             self._settings.observer.connection("closed")
 
+    def belongs_to(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether this is the event loop, and the process, that it was made in."""
+        return self.loop is loop and self._process == os.getpid()
+
+    def end(self, here: asyncio.AbstractEventLoop) -> None:
+        """Close from wherever one is; a loop that runs elsewhere closes its own connections."""
+        if self.loop.is_closed() or self._process != os.getpid():
+            self.abandon()
+        elif self.loop is here:
+            self.close()
+        else:
+            self.loop.call_soon_threadsafe(self.close)
+
     def abandon(self) -> None:
         """Close this process' copy of the socket, past an event loop that is closed or not ours.
 
@@ -338,6 +355,8 @@ class Connection(asyncio.Protocol):
         """
         self.closed, self.usable = True, False
         self._slots.clear()
+        if self.on_close is not None:
+            self.on_close(self)
         if self._transport is not None:
             wrapper = self._transport.get_extra_info("socket")
             sock = getattr(wrapper, "_sock", None)  # asyncio's; uvloop's cannot be closed by hand

@@ -60,7 +60,12 @@ class Subscription:
         return self
 
     async def __anext__(self) -> ChannelMessage:
-        message = None if self._closed else await self.get()
+        try:
+            message = await self.get()
+        except RuntimeError:
+            if not self._closed:
+                raise
+            message = None
         if message is None:
             raise StopAsyncIteration
         return message
@@ -68,10 +73,14 @@ class Subscription:
     async def get(self, timeout: float | None = None) -> ChannelMessage | None:
         """Return the next message, or None if none came in `timeout` seconds (default: no limit).
 
-        Raises ConnectError when the server cannot be reached any more, ReplyError when it refuses.
+        A lost connection is made again first, for which the client's own time limit counts.
+
+        Raises ConnectError when the server cannot be reached any more, ReplyError when it refuses,
+        RuntimeError after `close`.
         """
         loop = asyncio.get_running_loop()
         limit = loop.time() + seconds("timeout", timeout)
+        self._here(loop)
         while not self._subscriber.held:
             await self._read(loop, limit)
             if not self._subscriber.held and loop.time() >= limit:
@@ -85,8 +94,8 @@ class Subscription:
         subscriber = self._subscriber
         try:
             await self._change(subscriber.subscribe(channels, pattern=pattern, sharded=sharded))
-        except ReplyError:  # one of them is refused: none is wanted any more
-            subscriber.unsubscribe(channels, pattern=pattern, sharded=sharded)
+        except ReplyError:
+            subscriber.withdraw()
             raise
 
     async def unsubscribe(
@@ -96,10 +105,10 @@ class Subscription:
         await self._change(self._subscriber.unsubscribe(channels, pattern=pattern, sharded=sharded))
 
     async def close(self) -> None:
-        """Close the connection; iteration ends."""
+        """Close the connection; iteration ends, in another task, too."""
         self._closed = True
         if self._connection is not None:
-            self._connection.close()
+            self._connection.end(asyncio.get_running_loop())
             await asyncio.sleep(0)  # a transport closes its socket in the loop's next turn
 
     async def _change(self, commands: Sequence[Sequence[Any]]) -> None:
@@ -123,7 +132,8 @@ class Subscription:
         subscriber = self._subscriber
         connection = self._here(loop)
         if connection is None:
-            connection = await self._connect(loop, loop.time() + self._settings.timeout)
+            await self._connect(loop, loop.time() + self._settings.timeout)
+            return  # there may be a gap to tell, or what came with the confirmation
         try:
             await self._take(loop, min(limit, subscriber.wake))
             now = loop.time()
@@ -139,9 +149,11 @@ class Subscription:
         """Return the connection, unless it belongs to another event loop."""
         if self._closed:
             raise RuntimeError("the subscription is closed")
-        if self._connection is not None and self._connection.loop is not loop:
-            self._connection.abandon()
-            self._drop(self._connection)
+        connection = self._connection
+        if connection is not None and not connection.belongs_to(loop):
+            connection.listener = None
+            connection.end(loop)
+            self._connection, self._lost = None, True
         return self._connection
 
     async def _connect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
@@ -154,10 +166,14 @@ class Subscription:
                 self._frames.clear()
                 self._paused = False
                 connection.listener = self._listen
-                for data, _ in encode_many(self._subscriber.resume(loop.time(), lost=self._lost)):
+                for data, _ in encode_many(self._subscriber.resume(loop.time())):
                     connection.send(data)
                 await self._confirm(loop, deadline)
+                if self._closed:  # meanwhile
+                    raise RuntimeError("the subscription is closed")
+                self._subscriber.resumed(lost=self._lost)
             except BaseException as error:
+                self._subscriber.not_resumed()
                 if connection is not None:
                     self._drop(connection)
                 tried += 1

@@ -39,7 +39,7 @@ class Recorder:
     """Give it to a client as `observer=`; read it by `stats()`. Safe among threads."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may call, too
         self._commands: dict[str, _Seen] = {}
         self.connections: dict[str, int] = {"opened": 0, "closed": 0}
 

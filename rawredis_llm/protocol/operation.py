@@ -125,7 +125,7 @@ class Batch:
     replies have been read; without, errors stand in the list, each in its place.
     """
 
-    __slots__ = ("_kinds", "atomic", "members", "raise_errors", "waits", "width")
+    __slots__ = ("_kinds", "atomic", "executes", "members", "raise_errors", "waits", "width")
     members: tuple[Command[Any] | Batch | tuple[Any, ...], ...]
     width: int
 
@@ -139,6 +139,7 @@ class Batch:
         self.members = tuple(members)
         self.atomic = atomic
         self.waits = 0.0  # seconds that its commands may wait in the server, known to `encode`
+        self.executes = atomic  # or has a member that does, known to `encode`
         self.raise_errors = raise_errors
         self._kinds = set(map(type, self.members))
         width = len(self.members)
@@ -171,12 +172,17 @@ class Batch:
             if isinstance(member, tuple):
                 args = member
             elif isinstance(member, Batch):
+                if atomic and member.atomic and member.width:
+                    raise ValueError("a transaction cannot hold another")
                 yield from member._commands(scripts)  # noqa: SLF001 - the same class
                 waits += member.waits
+                self.executes = self.executes or member.executes
                 continue
             else:
                 args = member.args
                 if member.source is not None and member.source not in scripts:
+                    if len(scripts) > 400:  # the server forgets all but 500 that came by EVAL
+                        scripts.clear()
                     scripts.add(member.source)
                     args = member.in_full  # type: ignore[attr-defined]  # it is an Evaluation
             if not args or type(args[0]) not in _NAMES or args[0] not in _HARMLESS:
@@ -226,6 +232,9 @@ def _executed(replies: Sequence[Any], batch: Batch) -> Sequence[Any]:
     if isinstance(outcome, ReplyError):
         # EXECABORT says only that some command was refused; the refusal itself says why.
         refusal = next((r for r in replies[:-1] if isinstance(r, ReplyError)), outcome)
+        if refusal is replies[0]:
+            text = f"{refusal.message}; so the commands ran, but each by itself"
+            raise type(refusal)(text, command="MULTI", address=refusal.address)
         error = ExecAbortError if isinstance(outcome, ExecAbortError) else type(refusal)
         raise error(refusal.message, command=batch.name, address=refusal.address)
     if outcome is None:
@@ -368,6 +377,12 @@ def watching(keys: Sequence[str | bytes]) -> tuple[Any, ...]:
     return ("WATCH", *keys)
 
 
+def refuse_exec(what: Batch | Sequence[Any]) -> None:
+    """Raise ValueError for a transaction among what reads watched keys: it would end the watch."""
+    if isinstance(what, Batch) and what.executes:
+        raise ValueError("a transaction among the reads ends the watch: return its commands")
+
+
 def command_name(args: Sequence[Any]) -> str:
     """Return a command's name in capitals; errors and observers see this, never an argument."""
     if not args:
@@ -397,48 +412,58 @@ def vet(args: Sequence[Any]) -> float:
         return 0.0
     name = command_name(args)
     stateful = name in STATEFUL
-    if name == "CLIENT":
-        stateful = command_name([*args[1:2], ""]) in _CLIENT_STATE
+    if name in _STATE_BY_FORM:
+        stateful = command_name([*args[1:2], ""]) in _STATE_BY_FORM[name]
     elif name == "HELLO":
         stateful = len(args) > 1
     if stateful:
         raise ValueError(f"{name} changes the state of a shared connection; {STATEFUL[name]}")
+    if name in _MAPS:
+        _refuse_repeated(name, args)
     if name in BLOCKING:
-        if name in {"XREAD", "XREADGROUP"}:
-            _refuse_repeated(args)
         return _waits(name, args)
-    if name not in STATEFUL and len(name) < 32 and len(_HARMLESS) < 1000:
+    if name not in STATEFUL and name not in _MAPS and len(name) < 32 and len(_HARMLESS) < 1000:
         _HARMLESS[args[0]] = name
     return 0.0
 
 
-def _refuse_repeated(args: Sequence[Any]) -> None:
-    """Raise ValueError for a stream named twice: its entries would come under another's name.
+def _refuse_repeated(name: str, args: Sequence[Any]) -> None:
+    """Raise ValueError for what is named twice: its value would come under another's name.
 
     hiredis 3.5 gives the second value of a map's key to the key before it.
     """
-    words = [arg.decode("latin-1") if isinstance(arg, bytes) else str(arg) for arg in args]
-    start = next((i for i, word in enumerate(words, 1) if word.upper() == "STREAMS"), len(words))
-    keys = words[start : (start + len(words)) // 2]
-    if len(set(keys)) < len(keys):
-        raise ValueError("XREAD: name each stream once")
+    words = _words(args)
+    start = _MAPS[name] or _streams(words) + 1
+    names = words[start:] if _MAPS[name] else words[start : (start + len(words)) // 2]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{name}: name each once")
+
+
+def _words(args: Sequence[Any]) -> list[str]:
+    return [arg.decode("latin-1") if isinstance(arg, bytes) else str(arg) for arg in args]
+
+
+def _streams(words: list[str]) -> int:
+    """Return where STREAMS stands, behind which there are keys."""
+    known = (i for i, word in enumerate(words) if word.upper() == "STREAMS")
+    return next(known, len(words))
 
 
 def _waits(name: str, args: Sequence[Any]) -> float:
     """Return a waiting command's own time limit, in seconds; 0 on the wire is no limit."""
     position, unit = BLOCKING[name]
     if position is None:
-        words = [str(arg).upper() for arg in args[:8]]
-        at = next((i for i, word in enumerate(words) if word in {"BLOCK", "B'BLOCK'"}), None)
-        if at is None:
+        words = [word.upper() for word in _words(args)]
+        start = 4 if name == "XREADGROUP" else 1
+        if "BLOCK" not in words[start : _streams(words)]:
             return 0.0
-        position = at + 1
+        position = words.index("BLOCK", start) + 1
     try:
         text = args[position]
         limit = float(text.decode() if isinstance(text, bytes) else text) * unit
     except (IndexError, TypeError, ValueError):
         return 1e-3  # the server refuses it, and says why
-    return limit if limit > 0 else math.inf
+    return limit if 0 < limit < 10**6 else math.inf
 
 
 _HARMLESS: dict[str | bytes, str] = {}  # as it was written -> as it is told
@@ -447,11 +472,15 @@ _BY_URL = "give it to the client, by an option or in the URL"
 _BY_TRANSACTION = "use client.transaction()"
 _NOT_POOLED = "it needs a connection of its own"
 _BY_SUBSCRIBE = "use client.subscribe()"
-_CLIENT_STATE = {"CACHING", "REPLY", "TRACKING"}
+_CLIENT_STATE = "CACHING CAPA IMPORT-SOURCE NO-EVICT NO-TOUCH REPLY SETNAME TRACKING".split()  # noqa: SIM905
+_STATE_BY_FORM = {"CLIENT": _CLIENT_STATE, "SCRIPT": ["DEBUG"]}
+_MAPS = {"COMMAND": 2, "LATENCY": 2, "XREAD": 0, "XREADGROUP": 0}
+"""Commands whose reply is a map of what they name, and from where they do (0: behind STREAMS)."""
 
 STATEFUL = {
+    "ASKING": _NOT_POOLED,
     "AUTH": _BY_URL,
-    "CLIENT": "REPLY, TRACKING and CACHING are not for shared connections",
+    "CLIENT": "this form is not for shared connections; a name is given by client_name=",
     "DISCARD": _BY_TRANSACTION,
     "EXEC": _BY_TRANSACTION,
     "HELLO": _BY_URL,
@@ -462,7 +491,10 @@ STATEFUL = {
     "PUNSUBSCRIBE": _BY_SUBSCRIBE,
     "QUIT": "use client.close()",
     "REPLCONF": _NOT_POOLED,
+    "READONLY": _NOT_POOLED,
+    "READWRITE": _NOT_POOLED,
     "RESET": _NOT_POOLED,
+    "SCRIPT": "its debugger needs a connection of its own",
     "SELECT": _BY_URL,
     "SSUBSCRIBE": _BY_SUBSCRIBE,
     "SUBSCRIBE": _BY_SUBSCRIBE,

@@ -56,36 +56,55 @@ class Subscriber:
         self.owed = 0
         self._patience = min(patience, QUIET)
         self._asked = False
-        self._wanted: dict[str, dict[str | bytes, None]] = {}
+        self._wanted: dict[str, dict[bytes, None]] = {}
+        self._added: tuple[str, list[bytes]] = ("", [])  # by the last `subscribe`
+        self._mark = 0  # how much was held when it resumed
 
     def subscribe(
         self, channels: Sequence[str | bytes], *, pattern: bool, sharded: bool
     ) -> list[Sequence[str | bytes]]:
         """Return the commands to send for more channels."""
-        name = _command(channels, pattern=pattern, sharded=sharded)
-        self._wanted.setdefault(name, {}).update(dict.fromkeys(channels))
-        return self._asking(name, channels)
+        name, names = _command(channels, pattern=pattern, sharded=sharded)
+        wanted = self._wanted.setdefault(name, {})
+        self._added = (name, [channel for channel in names if channel not in wanted])
+        wanted.update(dict.fromkeys(names))
+        return self._asking(name, names)
+
+    def withdraw(self) -> None:
+        """Want no more what was asked for last: the server has refused it."""
+        name, channels = self._added
+        for channel in channels:
+            self._wanted[name].pop(channel, None)
 
     def unsubscribe(
         self, channels: Sequence[str | bytes], *, pattern: bool, sharded: bool
     ) -> list[Sequence[str | bytes]]:
         """Return the commands to send for fewer channels."""
-        name = _command(channels, pattern=pattern, sharded=sharded)
-        for channel in channels:
+        name, names = _command(channels, pattern=pattern, sharded=sharded)
+        for channel in names:
             self._wanted.get(name, {}).pop(channel, None)
-        return self._asking(name.replace("SUB", "UNSUB"), channels)
+        return self._asking(name.replace("SUB", "UNSUB"), names)
 
-    def _asking(self, name: str, channels: Sequence[Any]) -> list[Sequence[Any]]:
+    def _asking(self, name: str, channels: list[bytes]) -> list[Sequence[str | bytes]]:
         self.owed += len(channels)  # the server confirms each by itself
         return [(name, *channels)]
 
-    def resume(self, now: float, *, lost: bool) -> list[Sequence[str | bytes]]:
-        """Return the commands to send on a new connection; there is a gap if one was lost."""
-        if lost:
-            self.held.append(GAP)
+    def resume(self, now: float) -> list[Sequence[str | bytes]]:
+        """Return the commands to send on a new connection."""
+        self._mark = len(self.held)
         self.wake, self._asked = now + QUIET, False
         self.owed = sum(map(len, self._wanted.values()))
         return [(name, *channels) for name, channels in self._wanted.items() if channels]
+
+    def resumed(self, *, lost: bool) -> None:
+        """All is confirmed. If a connection was lost before, there is a gap."""
+        if lost:
+            self.held.insert(self._mark, GAP)
+
+    def not_resumed(self) -> None:
+        """Forget what came since `resume`: the gap is longer, and will be told."""
+        while len(self.held) > self._mark:
+            self.held.pop()
 
     def take(self, frame: Any, now: float) -> None:
         """Make a message of a frame, if it is one.
@@ -98,7 +117,7 @@ class Subscriber:
         kind = frame[0] if isinstance(frame, list) and frame else frame
         if not isinstance(kind, bytes):
             raise UnexpectedReplyError(f"a subscriber was sent {type(kind).__name__}")
-        if _KINDS.get(kind) == len(frame):
+        if _KINDS.get(kind) == len(frame) and set(map(type, frame)) == {bytes}:
             *pattern, channel, data = frame[1:]
             self.held.append(ChannelMessage(kind.decode(), channel, data, *pattern))
         elif kind in _CHANGES:
@@ -116,11 +135,12 @@ class Subscriber:
         return [("PING",)]
 
 
-def _command(channels: Sequence[Any], *, pattern: bool, sharded: bool) -> str:
+def _command(channels: Sequence[Any], *, pattern: bool, sharded: bool) -> tuple[str, list[bytes]]:
     if not channels:
         raise ValueError("name at least one channel")
     if not all(isinstance(channel, (str, bytes)) for channel in channels):
         raise TypeError("a channel is named by str or bytes")
     if pattern and sharded:
         raise ValueError("shard channels have no patterns")
-    return "PSUBSCRIBE" if pattern else "SSUBSCRIBE" if sharded else "SUBSCRIBE"
+    name = "PSUBSCRIBE" if pattern else "SSUBSCRIBE" if sharded else "SUBSCRIBE"
+    return name, [one.encode() if isinstance(one, str) else one for one in channels]

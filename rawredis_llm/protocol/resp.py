@@ -249,7 +249,7 @@ class Decoder:
         if not fresh or len(data) > _SHORT:
             self._look()
         elif _suspicious(data) or (data[0] in _RISKY_KINDS and _begins_so(data)):
-            self._walk(_TO_THE_END)
+            self._walk(self._held.pop(), _TO_THE_END)
         self._reader.feed(data)
 
     def begin_array(self, width: int) -> None:
@@ -275,21 +275,27 @@ class Decoder:
     def _look(self) -> None:
         """Step over large strings; walk on if a risky header may stand in the rest."""
         if len(self._held) == 1:  # the framing is known up to here
-            self._walk(4)
+            self._walk(self._held.pop(), 4)
         if not self._held:
             return
         data = self._held[-1]
         self._held_size += len(data)
-        before = b"".join(self._held[-25:-1])[-24:] or b"\n"  # a header is shorter than that
-        if self._held_size > self.HOLD or _suspicious(data) or _suspicious(before + data[:24]):
-            self._walk(_TO_THE_END)
+        # A header is shorter than that; and where nothing is held a frame begins.
+        before = (b"\n" + b"".join(self._held[-25:-1]))[-25:]
+        if _suspicious(data) or _suspicious(before + data[:24]):
+            data = b"".join(self._held)
+            self._held.clear()
+            self._held_size = 0
+            self._walk(data, _TO_THE_END)
+        elif self._held_size > self.HOLD:
+            data = self._held.pop(0)
+            self._held_size -= len(data)
+            self._walk(data, _TO_THE_END)
 
-    def _walk(self, steps: int) -> None:
-        """Step over the frames of all held bytes, as long as a step leads 512 bytes on average."""
+    def _walk(self, data: bytes, steps: int) -> None:
+        """Step over frames, as long as a step leads 512 bytes on average; hold what is left."""
         skip, header = self._position
-        data = header + b"".join(self._held)
-        self._held.clear()
-        self._held_size = 0
+        data = header + data
         position, size, owed = skip, len(data), self._owed
         while position < size and steps > 0:
             kind = data[position]

@@ -103,7 +103,10 @@ class Retry:
 def _reads(what: Batch | Command[Any] | Sequence[Any]) -> bool:
     if isinstance(what, Batch):
         return all(_reads(member) for member in what.members)
-    return command_name(what.args if isinstance(what, Command) else what) in READS
+    args = what.args if isinstance(what, Command) else what
+    if any(arg in ("WITHCURSOR", b"WITHCURSOR") for arg in args if isinstance(arg, (str, bytes))):
+        return False  # it would leave a second cursor
+    return command_name(args) in READS
 
 
 def refusal(reply: Any, what: Batch | Sequence[Any]) -> ReplyError | None:
@@ -112,11 +115,21 @@ def refusal(reply: Any, what: Batch | Sequence[Any]) -> ReplyError | None:
     `reply` is a command's, or the list of a batch's.
     """
     if not isinstance(what, Batch):
-        return reply if isinstance(reply, ReplyError) else None
-    if not isinstance(reply[-1], ReplyError):
+        refused = reply if isinstance(reply, ReplyError) else None
+        return None if refused is not None and _may_be_a_scripts(refused, what) else refused
+    if not isinstance(reply[-1], ReplyError) or _may_be_a_scripts(reply[0], what):
         return None
-    refused = [one for one in reply if isinstance(one, ReplyError)]
+    refusals = [one for one in reply if isinstance(one, ReplyError)]
     if what.atomic and isinstance(reply[-1], errors.ExecAbortError):
-        return next((one for one in refused if isinstance(one, PASSING)), None)
-    same = len(refused) == len(reply) and len(set(map(type, refused))) == 1
-    return refused[0] if same else None
+        return next((one for one in refusals if isinstance(one, PASSING)), None)
+    same = len(refusals) == len(reply) and len(set(map(type, refusals))) == 1
+    return refusals[0] if same else None
+
+
+def _may_be_a_scripts(refusal: Any, what: Batch | Command[Any] | Sequence[Any]) -> bool:
+    """Return True if a script, which may have done something, may have said this itself."""
+    if isinstance(what, Batch):
+        return any(_may_be_a_scripts(refusal, member) for member in what.members)
+    name = command_name(what.args if isinstance(what, Command) else what)
+    own = str(getattr(refusal, "message", "")).startswith(("BUSY Redis is", "LOADING Redis is"))
+    return name in {"EVAL", "EVALSHA", "FCALL"} and not own

@@ -45,7 +45,7 @@ class Script:
 
     `client.run(script(keys, args))` sends the digest (EVALSHA), and the source only when the server
     does not know it. In a pipeline or transaction the first run of a script brings its source
-    along, so no later one can be refused.
+    along, and the server has it for the later ones, unless it refused that first.
 
     Raises TypeError if `source` is neither str nor bytes.
     """

@@ -6,7 +6,6 @@ Must not import asyncio, numpy, or what is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from copy import copy
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +23,7 @@ from ..protocol.operation import (
     as_member,
     command_name,
     name_of,
+    refuse_exec,
     steps_of,
     vet,
 )
@@ -206,37 +206,46 @@ class Client(BaseClient, Runner):
         tried = 0
         while True:
             try:
-                return self._attempt(read, watch, deadline)
+                replies, failure = self._attempt(read, watch, deadline)
             except RedisError as error:
                 tried += 1
                 if not self._again(error, watch, tried, deadline):
                     raise
+                continue
+            if failure is not None:
+                raise failure
+            return replies
 
     def _attempt(
         self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...], deadline: float
-    ) -> list[Any]:
-        """Watch, read and execute on one connection; one on which keys stay watched is closed."""
+    ) -> tuple[list[Any], Exception | None]:
+        """Watch, read and execute on one connection; one on which keys stay watched is closed.
+
+        Raises what came before the end, and WatchError: only then nothing was executed. A failure
+        of the end is returned.
+        """
         connection = self._pool.acquire(deadline)
-        leased = copy(self)
-        limits = {"_retry": Retry(attempts=1), "_timeout": deadline - monotonic()}
-        vars(leased).update(limits, _pool=_Lease(connection), _pushes=None)
+        leased = _Leased(self, connection, deadline)
         pending = len(watch) > 1
         try:
             if pending:
-                [reply] = connection.exchange(encode_many([watch]), deadline)
-                Command(watch).result([reply])
+                Command(watch).result(connection.exchange(encode_many([watch]), deadline))
             members = [as_member(command) for command in leased.run(read())]
-            replies = leased.transaction(members)
+            leased.reads = False
+            try:
+                replies = leased.transaction(members)
+            except WatchError:
+                pending = False
+                raise
+            except Exception as error:  # noqa: BLE001 - raised by who must not begin anew
+                return [], error
             if pending and not members:
                 connection.exchange(encode_many([("UNWATCH",)]), deadline)
             pending = False
-        except WatchError:
-            pending = False
-            raise
         finally:
             connection.dirty = connection.dirty or pending
             self._pool.release(connection)
-        return replies
+        return replies, None
 
     def _observe(
         self,
@@ -251,6 +260,27 @@ class Client(BaseClient, Runner):
         new = tuple.__new__  # of a named tuple: half of what its own costs
         times, sizes = new(Times, (start, monotonic())), new(Sizes, (sent, received))
         self._observer.command(name_of(what), times, sizes, error)
+
+
+class _Leased(Client):
+    """Another's client, on one connection that keys are watched on, and until one deadline."""
+
+    def __init__(self, owner: Client, connection: Connection, deadline: float) -> None:
+        vars(self).update(vars(owner), _pool=_Lease(connection), _retry=Retry(attempts=1))
+        self._pushes = None  # their handler may want a connection, and this may be the only one
+        self._until = deadline
+        self.reads = True
+
+    def _exchange(
+        self,
+        what: Batch | Sequence[Any],
+        data: bytes | list[tuple[bytes, int]],
+        limit: float,
+        idempotent: bool,  # noqa: FBT001 - as above
+    ) -> Any:
+        if self.reads:
+            refuse_exec(what)
+        return super()._exchange(what, data, min(limit, self._until - monotonic()), idempotent)
 
 
 class _Lease(Pool):

@@ -14,6 +14,7 @@ import select
 import socket
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -232,11 +233,13 @@ class Connection:
     def next_frame(self, deadline: float) -> Any:
         """Return the next reply or push; NOT_ENOUGH when the deadline passes, which harms nothing.
 
-        Raises as `request` does.
+        What is there already is taken whatever the deadline. Raises as `request` does.
         """
         try:
+            limit = max(deadline, monotonic() + 1e-4)
             while (reply := self._gets()) is NOT_ENOUGH:
-                self._receive(deadline)
+                self._receive(limit)
+                limit = deadline
             self._decoder.settled()
         except TimeoutError:
             return NOT_ENOUGH
@@ -244,7 +247,13 @@ class Connection:
             raise self._failed(error) from error
         return reply
 
-    def close(self, why: str = "closed") -> None:
+    def hang_up(self) -> None:
+        """End the connection for a thread that waits for it, which then closes it."""
+        if self._sock is not None:
+            with suppress(OSError):  # it is lost already
+                self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self, why: str = "closed", *, tell: bool = True) -> None:
         """Close the socket; harmless when it is closed."""
         sock, self._sock = self._sock, None
         if sock is None:
@@ -252,7 +261,7 @@ class Connection:
         self.dirty = True
         self.ended = why
         sock.close()
-        if self._greeted and self._settings.observer is not None:
+        if tell and self._greeted and self._settings.observer is not None:
             self._settings.observer.connection("closed")
 
     def _keep(self, push: Any) -> None:
@@ -299,8 +308,10 @@ class Connection:
         """Close, and return the error to raise for whatever broke the exchange."""
         kind: type[RedisError] = ProtocolError
         text = f"the reply could not be read: {error!r}"
-        if isinstance(error, RedisError):
+        if isinstance(error, (ProtocolError, OutcomeUnknownError)):
             kind, text = type(error), error.message
+        elif isinstance(error, RedisError):  # of another client, that a signal handler uses
+            kind = OutcomeUnknownError
         elif isinstance(error, TimeoutError):
             kind, text = ReadTimeoutError, "no answer in time"
         elif isinstance(error, OSError):
@@ -323,11 +334,11 @@ def _connect(settings: Settings, deadline: float) -> socket.socket:
     if address.path:
         return _reach(socket.AF_UNIX, address.path, deadline)
     failure: OSError | None = None
-    for family, _, _, _, where in _resolve(address.host, address.port, deadline):
-        try:
-            sock = _reach(family, where, deadline)
-        except TimeoutError:
-            raise
+    found = _resolve(address.host, address.port, deadline)
+    for number, (family, _, _, _, where) in enumerate(found):
+        now = monotonic()
+        try:  # each has its share of what is left, so a silent one does not use up all
+            sock = _reach(family, where, now + (deadline - now) / (len(found) - number))
         except OSError as error:
             failure = error
             continue

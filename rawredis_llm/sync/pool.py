@@ -121,7 +121,8 @@ class Pool:
         inherited = list(self._live)
         self._reset()
         for connection in inherited:
-            connection.close()
+            # Without a word to the observer: another thread of the parent may hold its lock.
+            connection.close(tell=False)
 
     def _usable(self, connection: Connection) -> bool:
         if self._ages and monotonic() - connection.idle_since > self._settings.idle_timeout:

@@ -34,7 +34,7 @@ class Subscription:
         self._retry = settings.retry.patient()
         self._subscriber = Subscriber(settings.timeout)
         self._connection: Connection | None = None
-        self._lost = self._closed = False
+        self._lost = self._closed = self._reading = False
         self._process = os.getpid()
 
     def __enter__(self) -> Self:
@@ -47,7 +47,12 @@ class Subscription:
         return self
 
     def __next__(self) -> ChannelMessage:
-        message = None if self._closed else self.get()
+        try:
+            message = self.get()
+        except RuntimeError:
+            if not self._closed:
+                raise
+            message = None
         if message is None:
             raise StopIteration
         return message
@@ -55,14 +60,21 @@ class Subscription:
     def get(self, timeout: float | None = None) -> ChannelMessage | None:
         """Return the next message, or None if none came in `timeout` seconds (default: no limit).
 
-        Raises ConnectError when the server cannot be reached any more, ReplyError when it refuses.
+        A lost connection is made again first, for which the client's own time limit counts.
+
+        Raises ConnectError when the server cannot be reached any more, ReplyError when it refuses,
+        RuntimeError after `close`.
         """
         limit = monotonic() + seconds("timeout", timeout)
-        while not self._subscriber.held:
+        held = self._subscriber.held
+        self._here()
+        while not held:
             self._read(limit)
-            if not self._subscriber.held and monotonic() >= limit:
+            if not held and monotonic() >= limit:
                 return None
-        return self._subscriber.held.popleft()
+        message = held[0]
+        del held[0]  # not popleft(): where a call ends, a signal's exception would lose the message
+        return message
 
     def subscribe(
         self, *channels: str | bytes, pattern: bool = False, sharded: bool = False
@@ -71,8 +83,8 @@ class Subscription:
         subscriber = self._subscriber
         try:
             self._change(subscriber.subscribe(channels, pattern=pattern, sharded=sharded))
-        except ReplyError:  # one of them is refused: none is wanted any more
-            subscriber.unsubscribe(channels, pattern=pattern, sharded=sharded)
+        except ReplyError:
+            subscriber.withdraw()
             raise
 
     def unsubscribe(
@@ -82,10 +94,15 @@ class Subscription:
         self._change(self._subscriber.unsubscribe(channels, pattern=pattern, sharded=sharded))
 
     def close(self) -> None:
-        """Close the connection; iteration ends."""
+        """Close the connection; iteration ends, in another thread, too."""
         self._closed = True
-        if self._connection is not None:
-            self._connection.close()
+        connection = self._connection
+        if connection is None:
+            return
+        if self._reading and self._process == os.getpid():
+            connection.hang_up()
+        else:
+            connection.close()
 
     def _change(self, commands: Sequence[Sequence[Any]]) -> None:
         deadline = monotonic() + self._settings.timeout
@@ -105,7 +122,11 @@ class Subscription:
     def _read(self, limit: float) -> None:
         """Wait for a frame until the limit, or until it is time to look after the server."""
         subscriber = self._subscriber
-        connection = self._here() or self._connect(monotonic() + self._settings.timeout)
+        connection = self._here()
+        if connection is None:
+            self._connect(monotonic() + self._settings.timeout)
+            return  # there may be a gap to tell, or what came with the confirmation
+        self._reading = True
         try:
             frame = connection.next_frame(min(limit, subscriber.wake))
             now = monotonic()
@@ -118,6 +139,8 @@ class Subscription:
         except BaseException:
             self._drop(connection)
             raise
+        finally:
+            self._reading = False
 
     def _here(self) -> Connection | None:
         """Return the connection, unless it is a fork's copy, whose messages are the parent's."""
@@ -134,11 +157,14 @@ class Subscription:
             connection = Connection(self._settings)
             try:
                 connection.open(deadline)
-                commands = self._subscriber.resume(monotonic(), lost=self._lost)
-                for data, _ in encode_many(commands):
+                for data, _ in encode_many(self._subscriber.resume(monotonic())):
                     connection.send(data, deadline)
                 self._confirm(connection, deadline)
+                if self._closed:  # meanwhile
+                    raise RuntimeError("the subscription is closed")
+                self._subscriber.resumed(lost=self._lost)
             except Exception as error:
+                self._subscriber.not_resumed()
                 self._drop(connection)
                 tried += 1
                 pause = self._retry.pause(error, _PING, tried, idempotent=True)
