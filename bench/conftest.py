@@ -514,7 +514,7 @@ def _sample(run: Run, repeats: int, operations: int) -> Sample:
     return Sample((time.process_time() - cpu) / total, (time.perf_counter() - wall) / total)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer]:
     """Start a real Redis with search, reached by TCP as most are, on the core that we are on."""
     pinned = hasattr(os, "sched_setaffinity") and not pytestconfig.getoption("--unpinned")
@@ -527,7 +527,7 @@ def server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer]:
         os.sched_setaffinity(0, cores)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def client(server: EmbeddedServer, pytestconfig: pytest.Config) -> Iterator[Client]:
     """Return a client that prepares and looks after, and is not measured."""
     with Client(server.url) as client:
@@ -535,7 +535,7 @@ def client(server: EmbeddedServer, pytestconfig: pytest.Config) -> Iterator[Clie
         yield client
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def contenders(server: EmbeddedServer) -> Iterator[list[Contender]]:
     """Return all clients, connected to the same server."""
     contenders: list[Contender] = [_Bare(server.url), _Ours(server.url), _Observed(server.url)]
@@ -594,7 +594,7 @@ def _environment(client: Client) -> str:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the benchmarks."""
-    parser.addoption("--write-results", action="store_true", help=f"write {RESULTS.name}")
+    parser.addoption("--write-results", action="store_true", help="write the tables to files")
     parser.addoption("--unpinned", action="store_true", help="let client and server change cores")
 
 

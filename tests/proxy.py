@@ -73,6 +73,11 @@ class Proxy:
         """Whether the fault has happened."""
         return self._links[0].fired if self._links else False
 
+    def arm(self, kind: Kind, direction: int) -> None:
+        """Do a harm to the newest connection, in place of what this direction brings next."""
+        link = self._links[-1]
+        link.fault = Fault(kind, direction, link.passed[direction])
+
     def close(self) -> None:
         """End all; on return the server has done, or thrown away, whatever reached it."""
         with suppress(OSError):
@@ -112,7 +117,7 @@ class _Link(threading.Thread):
         self.passed = [0, 0]
         self.fired = False
         self._sources = [front, back]
-        self._fault = fault
+        self.fault = fault
         self._stalled: int | None = None
         for sock in self._sources:
             if sock.family != socket.AF_UNIX:
@@ -122,8 +127,8 @@ class _Link(threading.Thread):
         front, back = self._sources
         with front, back:
             with suppress(OSError, EOFError):
-                if self._fault is not None and self._fault.offset == 0:
-                    self._strike(self._fault, b"")
+                if self.fault is not None and self.fault.offset == 0:
+                    self._strike(self.fault, b"")
                 self._flow([front, back], math.inf)
             front.close()
             with suppress(OSError):  # until the server has read to the end, and hangs up
@@ -144,7 +149,7 @@ class _Link(threading.Thread):
         if direction == self._stalled:
             return
         self.passed[direction] += len(data)
-        fault, target = self._fault, self._sources[1 - direction]
+        fault, target = self.fault, self._sources[1 - direction]
         beyond = self.passed[direction] - fault.offset if fault is not None else -1
         if fault is None or fault.direction != direction or self.fired or beyond < 0:
             target.sendall(data)

@@ -176,11 +176,14 @@ def cancelled_at_every_step(make: Maker, url: str, kind: str) -> Tally:
 # -- interrupted calls -------------------------------------------------------------------------
 
 
-def interrupted_at_random(make: Maker, url: str, interrupts: int, threads: int = 2) -> Tally:
+def interrupted_at_random(
+    make: Maker, url: str, interrupts: int, threads: int = 2, afterwards: int = 0
+) -> Tally:
     """Interrupt calls by a timer's signal, whose handler raises as that of Ctrl-C does.
 
     Meanwhile other threads use the same client, uninterrupted. The timer follows the time that a
-    call takes, so that about every other is interrupted.
+    call takes, so that about every other is interrupted. `afterwards` is the number of calls that
+    are made when no signal comes any more; those that fail then are `late`.
     """
     tally, randomness, over = Tally(), random.Random(7), threading.Event()
     neighbours = [Tally() for _ in range(threads)]
@@ -228,8 +231,18 @@ def interrupted_at_random(make: Maker, url: str, interrupts: int, threads: int =
     tally.hung = sum(thread.is_alive() for thread in crew)
     for each in neighbours:
         tally.add(each)
+    follow(subject, tally, afterwards)
     subject.close()
     return tally
+
+
+def follow(subject: Subject, tally: Tally, calls: int) -> None:
+    """Call when all should be well again."""
+    for i in range(calls):
+        try:
+            tally.judge(subject.call("ECHO", -i), b"%d" % -i)
+        except Exception:  # noqa: BLE001 - it is counted
+            tally.late += 1
 
 
 def pester(subject: Subject, tally: Tally, over: threading.Event) -> None:

@@ -94,6 +94,8 @@ class RedisPy(_Base):
             place: dict[str, Any] = {"host": address.host, "port": address.port}
             if address.path:
                 place = {"unix_socket_path": address.path}
+            if address.password:
+                place |= {"username": address.username, "password": address.password.reveal()}
             self.client = maker(protocol=protocol, **place, **options)
         self.call = self.client.execute_command
 

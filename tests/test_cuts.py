@@ -136,6 +136,7 @@ class Survey:
     """Plays sessions of one kind of client through proxies that do one kind of harm.
 
     With `at_once` all calls of a session are in flight together; for asyncio subjects only.
+    A trial that is spoiled is made so many `turns`.
     """
 
     make: Maker
@@ -143,6 +144,7 @@ class Survey:
     harm: str
     at_once: bool = False
     unix: bool = False
+    turns: int = TURNS
 
     def run(self, most: int | None = None) -> Counter[str]:
         """Do the harm at every offset, or at `most` of them; return the sums of all trials."""
@@ -152,7 +154,7 @@ class Survey:
             places = _places(self._length(), most)
             faults = [Fault(kind, way, offset, pause) for way, offset in places]
 
-            def trial(number: int, turns: int = TURNS) -> Counter[str]:
+            def trial(number: int, turns: int = self.turns) -> Counter[str]:
                 record = self._trial(faults[number % FAR], number, found, direct)
                 spoiled = any(record[name] for name in SPOILED)
                 if spoiled and turns > 1 and not any(record[name] for name in NEVER):

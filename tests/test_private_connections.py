@@ -313,7 +313,8 @@ def test_closing_ends_who_waits_for_a_place(tasks: Tasks) -> None:
         done, pending = await asyncio.wait(pops, timeout=0.2)
         for pop in pending:
             pop.cancel()
-        assert [type(pop.exception()) for pop in done] == [
+        assert len(done) == 2
+        assert [type(pop.exception()) for pop in pops] == [
             errors.OutcomeUnknownError,
             RuntimeError,
         ]

@@ -31,12 +31,20 @@ def run_block(source: str, names: dict[str, Any]) -> int:
 
 
 def test_figures_are_those_of_the_benchmarks() -> None:
-    quoted = re.findall(r"^\| (.*?) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
+    quoted = re.findall(r"^\| ([^|]*?) \| ([\d.]+) \| ([\d.]+) \|$", README, re.MULTILINE)
     results = (ROOT / "bench" / "RESULTS.md").read_text(encoding="utf-8")
     rows = [[cell.strip() for cell in line.split("|")] for line in results.splitlines()]
     ours = {row[1]: (row[6], row[7]) for row in rows if row[2:3] == ["rawredis_llm"]}
     assert len(quoted) == 6
     assert {name: (cpu, wall) for name, cpu, wall in quoted}.items() <= ours.items()
+
+
+def test_faults_are_those_that_were_counted() -> None:
+    _, _, section = README.partition("### Faults, side by side\n")
+    quoted = re.findall(r"^\|.*\|$", section.partition("\n## ")[0], re.MULTILINE)
+    counted = (ROOT / "bench" / "FAULTS.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    assert len(quoted) == 7  # the heads, their rule, and five clients
+    assert quoted == re.findall(r"^\|.*\|$", counted, re.MULTILINE)
 
 
 def test_blocks_do_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
