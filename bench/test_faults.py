@@ -44,8 +44,8 @@ given as this run saw them.
 FOOT = """\
 All have their own defaults but for a common time limit, and RESP3, which is the default of both.
 redis-py's constructors `Redis()` try a failed call again by default (up to ten times); `from_url()`
-does not. rawredis_llm tries again what was not sent, and what only reads. An error is one that the caller sees; "-" stands where a scenario
-is for the other kind of client, threads' or asyncio's.
+does not. rawredis_llm tries again what was not sent, and what only reads. An error is one that the
+caller sees; "-" stands where a scenario is for the other kind of client, threads' or asyncio's.
 
 Not measured: redis-py with other settings (no retries, RESP2 but where it is named, without
 hiredis), its other clients (cluster, sentinel, asyncio `from_url()`), TLS, unix sockets, networks,

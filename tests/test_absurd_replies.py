@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from rawredis_llm.errors import ProtocolError, RedisError
-from rawredis_llm.protocol.resp import CHUNK
+from rawredis_llm.protocol.resp import CHUNK, Decoder
 from reference import read
 from test_mutations import Case, FakeLoop, FakeSocket, check_async, check_sync, opened
 
@@ -90,7 +90,17 @@ def test_a_payload_without_its_line_end_is_no_reply(wire: bytes) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 100])
 @pytest.mark.parametrize(
-    "wire", [b"*1\r\n>-1\r\n", b"*2\r\n:1\r\n*99999999\r\n", b"*2\r\n:1\r\n|1\r\n+a\r\n+b\r\n"]
+    "wire",
+    [
+        b">-1\r\n",
+        b"*99999999\r\n",
+        b"%99999999\r\n",
+        b"|1\r\n+a\r\n+b\r\n:1\r\n",
+        b"*1\r\n>-1\r\n",
+        b"*2\r\n:1\r\n*99999999\r\n",
+        b"*2\r\n:1\r\n|1\r\n+a\r\n+b\r\n",
+        b"*3\r\n$600\r\n%b\r\n$2\r\nab\r\n>-1\r\n" % (b"x" * 600),
+    ],
 )
 def test_a_header_that_comes_in_pieces_is_refused_all_the_same(wire: bytes, size: int) -> None:
     pieces = [wire[start : start + size] for start in range(0, len(wire), size)]
@@ -107,3 +117,16 @@ def test_a_reply_behind_many_idle_pushes_is_nobodys() -> None:
     push = b">1\r\n+%b\r\n" % (b"x" * (1024 - 7))  # 1 KiB each
     pieces = [push * (CHUNK // 1024), b"+of somebody else\r\n"]
     assert not opened(FakeSocket(iter(pieces))).usable()
+
+
+def test_a_large_reply_is_held_and_walked_a_piece_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Decoder, "HOLD", 1 << 17)
+    decoder = Decoder()
+    wire = b"*200000\r\n" + b":1\r\n" * 200_000
+    for start in range(0, len(wire), CHUNK):
+        decoder.feed(wire[start : start + CHUNK])
+        assert sum(map(len, decoder._held)) <= (1 << 17) + CHUNK
+    assert decoder.gets() == [1] * 200_000
+    assert decoder.settled()

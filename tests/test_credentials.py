@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -400,3 +401,43 @@ def test_credentials_that_change_all_the_time_fail_no_call(
             reauthenticate(redis, client)
     assert len(users) == client.connections.created == 11
     assert client.connections.dropped == {"reauthenticated": 10}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_credentials_may_be_exchanged_after_a_loop_was_closed(guarded: EmbeddedServer) -> None:
+    client = AsyncClient(guarded.url, password="root")
+
+    async def use() -> bytes:
+        reply: bytes = await client.call("PING")
+        return reply
+
+    async def renew() -> bytes:
+        await client.reauthenticate()
+        reply = await use()
+        await client.close()
+        return reply
+
+    asyncio.run(use())
+    assert asyncio.run(renew()) == b"PONG"
+    gc.collect()  # of the first loop's transport, which would complain later
+
+
+def test_who_connects_meanwhile_does_so_again(guarded: EmbeddedServer) -> None:
+    passwords = ["root", "wrong"]
+
+    async def slowly() -> str:
+        password = passwords[0]
+        await asyncio.sleep(0.1)
+        return password
+
+    async def main() -> None:
+        async with AsyncClient(guarded.url, credentials=slowly, retry=None) as client:
+            first = asyncio.ensure_future(client.call("PING"))
+            await asyncio.sleep(0.02)
+            passwords.pop(0)
+            with pytest.raises(errors.AuthenticationError):
+                await client.reauthenticate()
+            await asyncio.gather(first, return_exceptions=True)
+            assert client.connections.open == 0
+
+    asyncio.run(main())

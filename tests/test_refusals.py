@@ -167,6 +167,31 @@ def test_a_stream_is_read_once_in_a_call(name: str | bytes, keys: tuple[str | by
         (("XREAD", "BLOCK", 1500, "STREAMS", "a", "$"), 1.5),
         (("xread", "count", 1, b"block", 0, "STREAMS", "a", "$"), math.inf),
         (("XREAD", "STREAMS", "a", "$"), 0),
+        (("XREAD", "STREAMS", "block", 0), 0),
+        (("XREAD", "COUNT", 1, "BLOCK", 2000, "STREAMS", "block", 0), 2),
+        (("XREADGROUP", "GROUP", "block", "c", "STREAMS", "a", ">"), 0),
+        (
+            (
+                *[
+                    "XREADGROUP",
+                    "GROUP",
+                    "g",
+                    "c",
+                    "COUNT",
+                    "10",
+                    "CLAIM",
+                    "100",
+                    "NOACK",
+                    "BLOCK",
+                    "5000",
+                    "STREAMS",
+                    "a",
+                    ">",
+                ],
+            ),
+            5,
+        ),
+        (("BLPOP", "a", 3_000_000), math.inf),
         (("GET", "BLPOP"), 0),
     ],
 )
@@ -177,3 +202,32 @@ def test_a_command_says_how_long_it_waits(args: tuple[Any, ...], seconds: float)
 def test_a_waiting_command_that_says_nothing_sensible_is_known_to_wait() -> None:
     for args in [("BLPOP", "a"), ("BLPOP", "a", "soon"), ("WAIT",), ("BLPOP", "a", -1)]:
         assert vet(args) > 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("SCRIPT", "DEBUG", "YES"),
+        (b"script", b"debug", "SYNC"),
+        ("ASKING",),
+        ("READONLY",),
+        ("readwrite",),
+        ("CLIENT", "NO-TOUCH", "ON"),
+        ("CLIENT", "no-evict", "ON"),
+        ("CLIENT", "SETNAME", "me"),
+    ],
+)
+def test_what_would_stick_to_a_connection_is_refused(args: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match="changes the state"):
+        vet(args)
+
+
+@pytest.mark.parametrize(
+    "args", [("LATENCY", "HISTOGRAM", "set", "get", "set"), ("COMMAND", "DOCS", "get", b"get")]
+)
+def test_what_a_map_is_asked_for_is_named_once(args: tuple[Any, ...]) -> None:
+    with pytest.raises(ValueError, match="name each once"):
+        vet(args)
+    vet(args[:3])
+    vet(("COMMAND", "COUNT"))
+    vet(("SCRIPT", "LOAD", "return 1"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
 import threading
 import time
@@ -17,7 +18,17 @@ from hypothesis import strategies as st
 
 from conftest import Redis
 from fake import Answer, Fake, polite, script
-from rawredis_llm import Batch, Client, Command, EmbeddedServer, Retry, errors
+from rawredis_llm import (
+    AsyncClient,
+    Batch,
+    Client,
+    Command,
+    EmbeddedServer,
+    Retry,
+    Script,
+    errors,
+)
+from rawredis_llm.protocol.operation import Op
 from rawredis_llm.protocol.retry import READS
 
 NOISE = 0.05 + 0.5  # by which a call may outlast its deadline; most of it for a busy machine
@@ -562,3 +573,85 @@ def test_a_server_that_loads_is_waited_for(redis: Redis, lame: EmbeddedServer) -
         assert redis.do(redis.connect(url=lame.url).call(*GET)) == b"v"
         loading.join()
         watcher.call("CONFIG", "SET", "key-load-delay", 0)
+
+
+# -- what only looks like it -------------------------------------------------------------------
+
+PRETENDER = "redis.call('INCR', KEYS[1]); return redis.error_reply(ARGV[1])"
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["TRYAGAIN not yet", "READONLY account", "CLUSTERDOWN x", "ERR max number of clients reached"],
+)
+def test_the_words_of_a_script_are_not_the_servers(redis: Redis, words: str) -> None:
+    client = redis.connect(timeout=0.5)
+    call = ("EVAL", PRETENDER, 1, "n", words)
+    uses: list[Callable[[], Any]] = [
+        lambda: client.call(*call),
+        lambda: client.pipeline([call]),
+        lambda: client.transaction([call]),
+        lambda: client.run(Script(PRETENDER)(["n"], [words])),
+        lambda: client.gather([Command[Any](call)]),
+    ]
+    for use in uses:
+        with pytest.raises(errors.ReplyError):
+            redis.do(use())
+    assert redis.do(client.call("GET", "n")) == b"%d" % len(uses)
+
+
+def test_a_function_that_watches_does_not_begin_anew_once_something_was_executed(
+    redis: Redis,
+) -> None:
+    def function() -> Op[list[Any]]:
+        yield from Command(("GET", "n"))
+        return [("INCR", "n"), ("EVAL", PRETENDER, 1, "m", "TRYAGAIN not yet")]
+
+    with pytest.raises(errors.TryAgainError):
+        redis.do(redis.client.transaction(function, watch=["n"]))
+    assert redis.do(redis.client.call("MGET", "n", "m")) == [b"1", b"1"]
+
+
+def test_another_clients_error_in_a_signal_handler_repeats_nothing(server: EmbeddedServer) -> None:
+    away = Client("redis://127.0.0.1:1", retry=None)
+
+    def handler(*_: object) -> None:
+        away.call("PING")
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        with Client(server.url) as client, Client(server.url) as other:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(errors.OutcomeUnknownError):
+                client.call("BLPOP", "list", 1)
+            other.call("RPUSH", "list", "kept")
+            assert other.call("LLEN", "list") == 1
+            calls = other.call("INFO", "commandstats").decode()
+            assert "cmdstat_blpop:calls=1," in calls or "cmdstat_blpop" not in calls
+            other.call("DEL", "list")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_neighbour_that_runs_out_of_time_does_not_end_a_call_that_has_more() -> None:
+    """Nobody else is sent to the silent server, but who waits there waits on."""
+    release = threading.Event()
+
+    def late(connection: int, line: str) -> bytes | None:
+        if connection == 1 and line.startswith("GET"):
+            release.wait(5)
+        return VALUE if line.startswith("GET") else polite(line)
+
+    async def main(url: str) -> None:
+        async with AsyncClient(url, timeout=0.2, retry=None) as client:
+            patient = asyncio.ensure_future(client.call("GET", "k", timeout=5))
+            with pytest.raises(errors.ReadTimeoutError):
+                await client.call("GET", "k")
+            assert await client.call("GET", "k") == b"v"  # by a new connection
+            release.set()
+            assert await patient == b"v"
+
+    with Fake(late) as fake:
+        asyncio.run(main(fake.url))
+        assert fake.accepted == 2

@@ -421,3 +421,18 @@ def test_an_executed_transaction_is_not_run_again_when_its_answer_is_lost(
         assert isinstance(caught, errors.OutcomeUnknownError)
         assert direct.call("GET", "n") == b"1"
     assert len(runs) == 1
+
+
+def test_a_transaction_within_another_is_refused(redis: Redis) -> None:
+    inner = Batch([("INCR", "n")], atomic=True)
+    with pytest.raises(ValueError, match="cannot hold another"):
+        redis.do(redis.client.gather([Batch([("INCR", "m"), inner], atomic=True)]))
+    assert redis.do(redis.client.call("EXISTS", "n", "m")) == 0
+
+
+def test_a_user_who_may_not_use_multi_is_told_that_the_commands_ran(redis: Redis) -> None:
+    redis.do(redis.client.call("ACL", "SETUSER", "single", "on", "nopass", "~*", "+@all", "-multi"))
+    client = redis.connect(username="single", password="x")
+    with pytest.raises(errors.NoPermissionError, match="each by itself"):
+        redis.do(client.transaction([("INCR", "n")]))
+    assert redis.do(redis.client.call("GET", "n")) == b"1"
