@@ -498,7 +498,7 @@ class _Leased(AsyncClient):
         limit = min(limit, self._until - asyncio.get_running_loop().time())
         return await super()._exchange(portions, what, 0.0, limit, idempotent=idempotent)
 
-    async def _reconnect(self, *_: Any) -> Connection:
+    async def _reconnect(self, loop: Any, deadline: float) -> Connection:  # noqa: ARG002 - it is lost
         raise errors.ConnectError("the connection that watched the keys was lost")
 
 

@@ -36,8 +36,7 @@ def as_login(settings: Settings, given: Any) -> Login:
     username, password = given if isinstance(given, tuple) and len(given) == 2 else (None, given)
     failure: Exception | None = None
     if hasattr(given, "__await__"):
-        if hasattr(given, "close"):
-            given.close()  # a coroutine, which would complain of never having been awaited
+        getattr(given, "close", int)()  # a coroutine would complain of never having been awaited
         text = "credentials: this function is asynchronous: use it with an AsyncClient"
         failure = TypeError(text)
     elif not isinstance(password, str) or not isinstance(username, (str, type(None))):
