@@ -18,7 +18,7 @@ import pytest
 
 from conftest import Redis
 from rawredis_llm import Client, EmbeddedServer
-from rawredis_llm.protocol import operation
+from rawredis_llm.protocol import vetting
 from rawredis_llm.protocol.pushes import HELD, PushQueue
 from rawredis_llm.protocol.resp import Decoder, Push
 from test_faults import Script, Scripted, answers
@@ -268,7 +268,7 @@ def test_any_number_of_pushes_costs_a_bounded_memory(
 def test_a_real_server_tells_of_keys_that_changed(
     server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operation, "_STATE_BY_FORM", {"CLIENT": []})  # else TRACKING is refused
+    monkeypatch.setattr(vetting, "_STATE_BY_FORM", {"CLIENT": []})  # else TRACKING is refused
     told: list[list[Any] | None] = []
     for kind in ("sync", "aio"):
         redis = Redis(server.url, kind, 3)

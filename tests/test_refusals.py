@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from rawredis_llm import AsyncClient, Client
-from rawredis_llm.protocol.operation import STATEFUL, Command, as_member, vet
+from rawredis_llm.protocol.operation import Command, as_member
 from rawredis_llm.protocol.settings import Sizes, Times
+from rawredis_llm.protocol.vetting import STATEFUL, vet
 
 
 class Witness:

@@ -30,15 +30,14 @@ from ..protocol.operation import (
     Request,
     Runnable,
     as_member,
-    command_name,
     name_of,
     refuse_exec,
     steps_of,
-    vet,
 )
 from ..protocol.resp import encode, encode_many
 from ..protocol.retry import Retry, refusal
 from ..protocol.settings import ConnectionFigures, Sizes, Times
+from ..protocol.vetting import command_name, vet
 from .connection import Connection, connect, left
 from .pubsub import Subscription
 

@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from types import GeneratorType
@@ -44,6 +43,7 @@ from ..errors import (
     reply_error,
 )
 from .resp import encode_many
+from .vetting import HARMLESS, NAMES, command_name, vet
 
 if TYPE_CHECKING:
     from typing_extensions import Self, TypeVar
@@ -185,7 +185,7 @@ class Batch:
                         scripts.clear()
                     scripts.add(member.source)
                     args = member.in_full  # type: ignore[attr-defined]  # it is an Evaluation
-            if not args or type(args[0]) not in _NAMES or args[0] not in _HARMLESS:
+            if not args or type(args[0]) not in NAMES or args[0] not in HARMLESS:
                 waits += vet(args)
             yield args
         if atomic:
@@ -383,147 +383,11 @@ def refuse_exec(what: Batch | Sequence[Any]) -> None:
         raise ValueError("a transaction among the reads ends the watch: return its commands")
 
 
-def command_name(args: Sequence[Any]) -> str:
-    """Return a command's name in capitals; errors and observers see this, never an argument."""
-    if not args:
-        raise ValueError("a command needs at least its name")
-    name = args[0]
-    if not isinstance(name, (str, bytes)):
-        raise TypeError(f"a command's name is str or bytes, not {type(name).__name__}")
-    if len(name.split()) > 1:  # its second half may be a secret
-        raise ValueError("a command's name has no white space: give each argument by itself")
-    return (name.decode(errors="replace") if isinstance(name, bytes) else name).upper()
-
-
 def name_of(what: Batch | Command[Any] | Sequence[Any]) -> str:
     """Return the name of what was sent: a batch, a command, or a command's arguments."""
     if isinstance(what, (Batch, Command)):
         return what.name
-    return _HARMLESS.get(what[0]) or command_name(what)
-
-
-def vet(args: Sequence[Any]) -> float:
-    """Return for how long a command may wait in the server, in seconds (inf: for ever).
-
-    Raises ValueError for one that would change what later replies on a connection mean. A name that
-    passed and never waits is remembered as it was written, so asking again costs one look-up.
-    """
-    if args and type(args[0]) in _NAMES and args[0] in _HARMLESS:
-        return 0.0
-    name = command_name(args)
-    stateful = name in STATEFUL
-    if name in _STATE_BY_FORM:
-        stateful = command_name([*args[1:2], ""]) in _STATE_BY_FORM[name]
-    elif name == "HELLO":
-        stateful = len(args) > 1
-    if stateful:
-        raise ValueError(f"{name} changes the state of a shared connection; {STATEFUL[name]}")
-    if name in _MAPS:
-        _refuse_repeated(name, args)
-    if name in BLOCKING:
-        return _waits(name, args)
-    if name not in STATEFUL and name not in _MAPS and len(name) < 32 and len(_HARMLESS) < 1000:
-        _HARMLESS[args[0]] = name
-    return 0.0
-
-
-def _refuse_repeated(name: str, args: Sequence[Any]) -> None:
-    """Raise ValueError for what is named twice: its value would come under another's name.
-
-    hiredis 3.5 gives the second value of a map's key to the key before it.
-    """
-    words = _words(args)
-    start = _MAPS[name] or _streams(words) + 1
-    names = words[start:] if _MAPS[name] else words[start : (start + len(words)) // 2]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{name}: name each once")
-
-
-def _words(args: Sequence[Any]) -> list[str]:
-    return [arg.decode("latin-1") if isinstance(arg, bytes) else str(arg) for arg in args]
-
-
-def _streams(words: list[str]) -> int:
-    """Return where STREAMS stands, behind which there are keys."""
-    known = (i for i, word in enumerate(words) if word.upper() == "STREAMS")
-    return next(known, len(words))
-
-
-def _waits(name: str, args: Sequence[Any]) -> float:
-    """Return a waiting command's own time limit, in seconds; 0 on the wire is no limit."""
-    position, unit = BLOCKING[name]
-    if position is None:
-        words = [word.upper() for word in _words(args)]
-        start = 4 if name == "XREADGROUP" else 1
-        if "BLOCK" not in words[start : _streams(words)]:
-            return 0.0
-        position = words.index("BLOCK", start) + 1
-    try:
-        text = args[position]
-        limit = float(text.decode() if isinstance(text, bytes) else text) * unit
-    except (IndexError, TypeError, ValueError):
-        return 1e-3  # the server refuses it, and says why
-    return limit if 0 < limit < 10**6 else math.inf
-
-
-_HARMLESS: dict[str | bytes, str] = {}  # as it was written -> as it is told
-_NAMES: set[type] = {str, bytes}
-_BY_URL = "give it to the client, by an option or in the URL"
-_BY_TRANSACTION = "use client.transaction()"
-_NOT_POOLED = "it needs a connection of its own"
-_BY_SUBSCRIBE = "use client.subscribe()"
-_CLIENT_STATE = "CACHING CAPA IMPORT-SOURCE NO-EVICT NO-TOUCH REPLY SETNAME TRACKING".split()  # noqa: SIM905
-_STATE_BY_FORM = {"CLIENT": _CLIENT_STATE, "SCRIPT": ["DEBUG"]}
-_MAPS = {"COMMAND": 2, "LATENCY": 2, "XREAD": 0, "XREADGROUP": 0}
-"""Commands whose reply is a map of what they name, and from where they do (0: behind STREAMS)."""
-
-STATEFUL = {
-    "ASKING": _NOT_POOLED,
-    "AUTH": _BY_URL,
-    "CLIENT": "this form is not for shared connections; a name is given by client_name=",
-    "DISCARD": _BY_TRANSACTION,
-    "EXEC": _BY_TRANSACTION,
-    "HELLO": _BY_URL,
-    "MONITOR": _NOT_POOLED,
-    "MULTI": _BY_TRANSACTION,
-    "PSUBSCRIBE": _BY_SUBSCRIBE,
-    "PSYNC": _NOT_POOLED,
-    "PUNSUBSCRIBE": _BY_SUBSCRIBE,
-    "QUIT": "use client.close()",
-    "REPLCONF": _NOT_POOLED,
-    "READONLY": _NOT_POOLED,
-    "READWRITE": _NOT_POOLED,
-    "RESET": _NOT_POOLED,
-    "SCRIPT": "its debugger needs a connection of its own",
-    "SELECT": _BY_URL,
-    "SSUBSCRIBE": _BY_SUBSCRIBE,
-    "SUBSCRIBE": _BY_SUBSCRIBE,
-    "SUNSUBSCRIBE": _BY_SUBSCRIBE,
-    "SYNC": _NOT_POOLED,
-    "UNSUBSCRIBE": _BY_SUBSCRIBE,
-    "UNWATCH": _BY_TRANSACTION,
-    "WATCH": "use client.transaction(..., watch=keys)",
-}
-"""Commands after which a connection would no longer answer one request by one reply, or answer it
-for another user or database: name -> what to do instead."""
-
-
-BLOCKING: dict[str, tuple[int | None, float]] = {
-    "BLMOVE": (-1, 1.0),
-    "BLMPOP": (1, 1.0),
-    "BLPOP": (-1, 1.0),
-    "BRPOP": (-1, 1.0),
-    "BRPOPLPUSH": (-1, 1.0),
-    "BZMPOP": (1, 1.0),
-    "BZPOPMAX": (-1, 1.0),
-    "BZPOPMIN": (-1, 1.0),
-    "WAIT": (-1, 1e-3),
-    "WAITAOF": (-1, 1e-3),
-    "XREAD": (None, 1e-3),
-    "XREADGROUP": (None, 1e-3),
-}
-"""Commands that may wait in the server for something to happen: where among the arguments their
-own time limit stands (None: behind the word BLOCK), and its unit in seconds."""
+    return HARMLESS.get(what[0]) or command_name(what)
 
 
 def steps_of(op: Any) -> Generator[Request, Any, Any]:

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from .. import errors
 from ..errors import RedisError, ReplyError
-from .operation import Batch, Command, command_name
+from .operation import Batch, Command
+from .vetting import command_name
 
 __all__ = ["Retry", "refusal"]
 

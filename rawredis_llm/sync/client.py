@@ -21,15 +21,14 @@ from ..protocol.operation import (
     Runnable,
     Runner,
     as_member,
-    command_name,
     name_of,
     refuse_exec,
     steps_of,
-    vet,
 )
 from ..protocol.resp import encode, encode_many
 from ..protocol.retry import Retry, refusal
 from ..protocol.settings import ConnectionFigures, Sizes, Times
+from ..protocol.vetting import command_name, vet
 from .connection import Connection
 from .pool import Pool
 from .pubsub import Subscription
