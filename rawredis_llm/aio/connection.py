@@ -18,8 +18,8 @@ import inspect
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, cast
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
 
 from .. import errors
 from ..errors import RedisError, ReplyError
@@ -28,6 +28,7 @@ from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many, prove
 from ..protocol.settings import Settings
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 LONGEST_SILENCE: Final = 20.0  # seconds; stands for a client's time limit where it has none
@@ -377,13 +378,13 @@ async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
     login = await _login(settings, loop, limit)
     connection = Connection(settings, loop)
     try:
-        await asyncio.wait_for(_open(settings, connection), left(loop, limit))
+        await _within(loop, _open(settings, connection), limit)
         await _greet(settings, connection, login, limit)
         connection.greeted()
     except ReplyError:
         connection.close()
         raise
-    except (RedisError, OSError, UnicodeError, asyncio.TimeoutError) as error:
+    except (RedisError, OSError, UnicodeError) as error:
         connection.close()
         reason = failure_of(error, connection.refusals, str(settings.address))
         raise reason from without_frames(error)
@@ -412,18 +413,35 @@ async def _login(settings: Settings, loop: asyncio.AbstractEventLoop, deadline: 
     """Return the credentials; the caller's own function is asked for each connection anew."""
     if settings.credentials is None:
         return as_login(settings, None)
-    asking = loop.create_task(_ask(settings.credentials))
-    try:  # not wait_for(), whose time-out could not be told from one of the function's own
-        await asyncio.wait([asking], timeout=left(loop, deadline))
-    finally:
-        if not asking.done():
-            asking.cancel()
-    if not asking.done():
+    try:
+        return as_login(settings, await _within(loop, _ask(settings.credentials), deadline))
+    except _LateError:
         address = str(settings.address)
-        raise errors.ConnectTimeoutError("no credentials in time", address=address)
-    given = [asking.result()]
-    del asking  # which shows its result to who looks at this frame
-    return as_login(settings, given.pop())
+        raise errors.ConnectTimeoutError("no credentials in time", address=address) from None
+
+
+class _LateError(TimeoutError):
+    """The deadline passed: ours, not one of what we waited for."""
+
+
+async def _within(
+    loop: asyncio.AbstractEventLoop, waiting: Coroutine[Any, Any, T], deadline: float
+) -> T:
+    """Return what a coroutine does, or raise _LateError at the deadline.
+
+    Not wait_for(), which before Python 3.12 loses a cancellation that comes with the result.
+    """
+    task = loop.create_task(waiting)
+    try:
+        await asyncio.wait([task], timeout=left(loop, deadline))
+    finally:
+        late = not task.done()
+        if late:
+            task.cancel()
+            await asyncio.wait([task])
+    if late:
+        raise _LateError
+    return task.result()
 
 
 async def _ask(credentials: Callable[[], Any]) -> Any:

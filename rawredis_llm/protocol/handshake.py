@@ -109,8 +109,7 @@ def failure_of(error: Exception, refusals: list[ReplyError], address: str) -> Re
             return refusal
     kind: type[errors.ConnectError] = errors.ConnectError
     text = getattr(error, "strerror", None) or str(error)
-    if isinstance(error, TimeoutError) or type(error).__name__ == "TimeoutError":
-        # By its name: asyncio's own is another class before Python 3.11.
+    if isinstance(error, TimeoutError):
         kind, text = errors.ConnectTimeoutError, "no connection in time"
     elif isinstance(error, RedisError):
         text = error.message
