@@ -98,7 +98,7 @@ class ConnectError(ConnectionError):
 class CertificateError(ConnectError):
     """The server's certificate is not one that the client trusts, or is not for this host."""
 
-    hint = "See tls_ca_cert_file= in the URL, or give an ssl_context="
+    hint = "See the host and tls_ca_cert_file= in the URL, or give an ssl_context="
 
 
 class ProtocolError(ConnectionError):
@@ -107,6 +107,8 @@ class ProtocolError(ConnectionError):
 
 class OutcomeUnknownError(ConnectionError):
     """The request was sent, at least in part, and no answer came: it may or may not have run."""
+
+    hint = "It may have run: look before you repeat it, or say idempotent=True"
 
 
 class TimeoutError(RedisError, builtins.TimeoutError):  # noqa: A001 - the field's own name
@@ -120,7 +122,7 @@ class ConnectTimeoutError(TimeoutError, ConnectError):
 class PoolTimeoutError(TimeoutError):
     """The deadline passed while waiting for a free connection; nothing was sent."""
 
-    hint = "Raise max_connections, or close iterators and pipelines that hold a connection"
+    hint = "Raise max_connections; in a transaction's function, read by `yield from`"
 
 
 class ReadTimeoutError(TimeoutError, OutcomeUnknownError):

@@ -108,7 +108,7 @@ def test_a_client_refuses_before_anything_is_sent(name: str) -> None:
     witness = Witness()
     with Client(NOWHERE, observer=witness) as client:
         for use in uses(client, stateful(name)):
-            with pytest.raises(ValueError, match=f"^{name} changes the state"):
+            with pytest.raises(ValueError, match=f"{name} changes the state"):
                 use()
     assert witness.told == []
 
@@ -120,7 +120,7 @@ def test_an_asyncio_client_refuses_before_anything_is_sent(name: str) -> None:
     async def use_all() -> None:
         async with AsyncClient(NOWHERE, observer=witness) as client:
             for use in uses(client, stateful(name)):
-                with pytest.raises(ValueError, match=f"^{name} changes the state"):
+                with pytest.raises(ValueError, match=f"{name} changes the state"):
                     await use()
 
     asyncio.run(use_all())

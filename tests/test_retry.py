@@ -621,6 +621,7 @@ def test_another_clients_error_in_a_signal_handler_repeats_nothing(server: Embed
     previous = signal.signal(signal.SIGALRM, handler)
     try:
         with Client(server.url) as client, Client(server.url) as other:
+            other.call("CONFIG", "RESETSTAT")
             signal.setitimer(signal.ITIMER_REAL, 0.1)
             with pytest.raises(errors.OutcomeUnknownError):
                 client.call("BLPOP", "list", 1)

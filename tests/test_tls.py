@@ -119,7 +119,7 @@ def test_whoever_wants_to_trusts_any_server(redis: Redis, tls: TlsProxy, host: s
 
 def test_a_file_that_cannot_be_read_is_an_error_of_the_url(redis: Redis, tls: TlsProxy) -> None:
     url = f"rediss://localhost:{tls.port}?tls_ca_cert_file=/no/such/file"
-    with pytest.raises(ValueError, match=r"^url: the tls_ files cannot be loaded"):
+    with pytest.raises(ValueError, match=r"^url: .*tls_ca_cert_file.* cannot be loaded"):
         redis.do(redis.connect(url=url).call("GET", "k"))
 
 

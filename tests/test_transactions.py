@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -242,7 +244,7 @@ def test_wrong_commands_leave_nothing_watched(
 
 def test_what_is_no_op_is_refused(redis: Redis) -> None:
     wrong: Any = lambda: [("INCR", "n")]  # noqa: E731 - a list, where an op that returns it is due
-    with pytest.raises(TypeError, match="is no op"):
+    with pytest.raises(TypeError, match="takes a generator function"):
         redis.do(redis.client.transaction(wrong, watch=["n"]))
     redis.do(asyncio.sleep(0)) if redis.kind == "aio" else None
     assert watchers(redis) == []
@@ -436,3 +438,61 @@ def test_a_user_who_may_not_use_multi_is_told_that_the_commands_ran(redis: Redis
     with pytest.raises(errors.NoPermissionError, match="each by itself"):
         redis.do(client.transaction([("INCR", "n")]))
     assert redis.do(redis.client.call("GET", "n")) == b"1"
+
+
+def test_a_reply_that_a_signal_interrupted_is_not_the_next_ones(server: EmbeddedServer) -> None:
+    """The function catches the signal's exception and reads on, by nothing that owes a reply."""
+
+    class Alarm(Exception):  # noqa: N818 - what a handler raises
+        pass
+
+    def handler(*_: object) -> None:
+        raise Alarm
+
+    def function() -> Op[list[Any]]:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with suppress(Alarm):
+            yield from Command(("BLPOP", "nobody", 0.3))
+        value = yield from Command(("GET", "b"))
+        return [("SET", "copy", value)]
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        with Client(server.url, retry=None) as client:
+            client.call("SET", "b", "of b")
+            with pytest.raises(errors.ConnectError):
+                client.transaction(function, watch=["b"])
+            assert client.call("EXISTS", "copy") == 0
+            client.call("DEL", "b")
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def test_a_transaction_whose_time_is_up_is_not_sent(redis: Redis) -> None:
+    def function() -> Op[list[Any]]:
+        yield from Command(("GET", "n"))
+        time.sleep(0.1)
+        return [("INCR", "n")]
+
+    with pytest.raises(errors.ConnectTimeoutError):
+        redis.do(redis.client.transaction(function, watch=["n"], timeout=0.05))
+    assert redis.do(redis.client.call("EXISTS", "n")) == 0
+
+
+def test_one_that_is_late_for_its_transaction_begins_anew(redis: Redis) -> None:
+    runs = []
+
+    def function() -> Op[list[Any]]:
+        runs.append(1)
+        yield from Command(("GET", "n"))
+        if len(runs) == 1:
+            with Client(redis.url) as other:
+                other.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        yield from Command(("GET", "n"))
+        return [("INCR", "n")]
+
+    client = redis.connect(retry=Retry(attempts=3))
+    with suppress(errors.OutcomeUnknownError):  # the second read may have been on its way
+        assert redis.do(client.transaction(function, watch=["n"])) == [1]
+        assert len(runs) == 2

@@ -11,7 +11,7 @@ import math
 import os
 import weakref
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from copy import copy
 from functools import partial
 from time import time
@@ -29,13 +29,15 @@ from ..protocol.operation import (
     Op,
     Request,
     Runnable,
-    as_member,
+    members_of,
     name_of,
+    reading,
     refuse_exec,
     steps_of,
 )
+from ..protocol.pushes import complain
 from ..protocol.resp import encode, encode_many
-from ..protocol.retry import Retry, refusal
+from ..protocol.retry import Retry, refusal, refused_of
 from ..protocol.settings import ConnectionFigures, Sizes, Times
 from ..protocol.vetting import command_name, vet
 from .connection import Connection, connect, left
@@ -70,6 +72,7 @@ class _Lane:
 class AsyncClient(BaseClient, AsyncRunner):
     """A Redis client for any number of tasks over one socket. Creating one does no I/O.
 
+    What `Client` returns, the same methods here return by a coroutine, or an asynchronous iterator.
     Commands that wait in the server (BLPOP, XREAD BLOCK, WAIT, ...) have sockets of their own.
     """
 
@@ -199,12 +202,14 @@ class AsyncClient(BaseClient, AsyncRunner):
             raise errors.reply_error(reply.message, command_name(args), reply.address)
         return reply
 
-    async def _batch(self, batch: Batch, *, idempotent: bool = False) -> list[Any]:
+    async def _batch(
+        self, batch: Batch, limit: float | None = None, *, idempotent: bool = False
+    ) -> list[Any]:
         portions = batch.encode()
         if not portions:
             return batch.result([])
         return batch.result(
-            await self._exchange(portions, batch, batch.waits, None, idempotent=idempotent)
+            await self._exchange(portions, batch, batch.waits, limit, idempotent=idempotent)
         )
 
     async def _exchange(
@@ -245,6 +250,7 @@ class AsyncClient(BaseClient, AsyncRunner):
                 refused = refusal(replies if isinstance(what, Batch) else replies[0], what)
                 tried += 1
                 if refused is None or not await self._again(refused, what, tried, deadline):
+                    failure = None if isinstance(what, Batch) else refused_of(replies[0])
                     return replies
         except BaseException as error:
             failure = error
@@ -253,7 +259,10 @@ class AsyncClient(BaseClient, AsyncRunner):
             if self._observer is not None:
                 times = Times(start, loop.time())
                 sizes = Sizes(sum(len(data) for data, _ in portions), None)
-                self._observer.command(name_of(what), times, sizes, failure)
+                try:
+                    self._observer.command(name_of(what), times, sizes, failure)
+                except Exception:  # noqa: BLE001 - it is no part of the call
+                    complain("the observer")
 
     async def _again(
         self,
@@ -272,9 +281,10 @@ class AsyncClient(BaseClient, AsyncRunner):
         return True
 
     async def _optimistic(
-        self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...]
+        self, read: Callable[[], Op[Any]], watch: tuple[Any, ...], limit: float | None
     ) -> list[Any]:
-        deadline = asyncio.get_running_loop().time() + self._timeout
+        limit = self._timeout if limit is None else limit
+        deadline = asyncio.get_running_loop().time() + limit
         tried = 0
         while True:
             try:
@@ -289,7 +299,7 @@ class AsyncClient(BaseClient, AsyncRunner):
             return replies
 
     async def _attempt(
-        self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...], deadline: float
+        self, read: Callable[[], Op[Any]], watch: tuple[Any, ...], deadline: float
     ) -> tuple[list[Any], Exception | None]:
         """Watch, read and execute on one connection; one on which keys stay watched is closed.
 
@@ -303,12 +313,14 @@ class AsyncClient(BaseClient, AsyncRunner):
         try:
             if pending:
                 Command(watch).result(await connection.request(encode_many([watch]), deadline))
-            members = [as_member(command) for command in await leased.run(read())]
+            members = members_of(await leased.run(reading(read())))
             leased.reads = False
             try:
                 replies = await leased.transaction(members)
             except errors.WatchError:
                 pending = False
+                raise
+            except errors.ConnectError:
                 raise
             except Exception as error:  # noqa: BLE001 - raised by who must not begin anew
                 return [], error
@@ -374,9 +386,8 @@ class AsyncClient(BaseClient, AsyncRunner):
             if not waiter.done():
                 lane.waiters.remove(waiter)
         if not waiter.done():
-            raise errors.PoolTimeoutError(
-                f"all {self._settings.max_connections} connections are in use"
-            )
+            most, address = self._settings.max_connections, str(self._settings.address)
+            raise errors.PoolTimeoutError(f"all {most} connections are in use", address=address)
 
     def _give_back(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
         lane = self._lane(loop)
@@ -450,14 +461,14 @@ class AsyncClient(BaseClient, AsyncRunner):
             if attempt.cancelled():
                 raise RuntimeError("the client is closed")
             error = attempt.exception()
-            if joined and loop.time() < deadline:
-                if isinstance(error, errors.ConnectTimeoutError):
-                    continue  # its time was up, not ours
-                if error is None and not attempt.result().usable:
-                    continue
+            in_time = loop.time() < deadline
+            if joined and in_time and isinstance(error, errors.ConnectTimeoutError):
+                continue  # its time was up, not ours
             if isinstance(error, RedisError):
                 raise copy(error) from error  # each task has its own
-            return attempt.result()
+            connection = attempt.result()
+            if connection.ended != "reauthenticated" or not in_time:
+                return connection
         self._connection = lane.shared
         return lane.shared
 
@@ -495,6 +506,8 @@ class _Leased(AsyncClient):
             refuse_exec(what)
         limit = self._timeout + waits if limit is None else limit
         limit = min(limit, self._until - asyncio.get_running_loop().time())
+        if limit <= 0:
+            raise errors.ConnectTimeoutError("the time was up before it was sent")
         return await super()._exchange(portions, what, 0.0, limit, idempotent=idempotent)
 
     async def _reconnect(self, loop: Any, deadline: float) -> Connection:  # noqa: ARG002 - it is lost

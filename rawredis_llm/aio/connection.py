@@ -208,13 +208,14 @@ class Connection(asyncio.Protocol):
         self._timer = None
         now = self.loop.time()
         following = math.inf
-        late = False
+        late = waiting = False
         for slot in self._slots:
             late = late or slot.deadline <= now  # cancelled ones, too, tell of a silent server
             if slot.future.done():
                 continue
             if slot.deadline > now:
                 following = min(following, slot.deadline)
+                waiting = True
                 continue
             slot.future.set_exception(
                 errors.ReadTimeoutError("no answer in time", address=self._address)
@@ -224,7 +225,7 @@ class Connection(asyncio.Protocol):
             # A call timed out, and not a byte came for half of the time that a call may take: the
             # server or the way to it is gone, so nobody new is to wait here.
             self.retire("ReadTimeoutError")
-            if following == math.inf:
+            if not waiting:
                 self.fail(errors.ReadTimeoutError("the server has fallen silent"))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -73,13 +73,14 @@ class Subscription:
     async def get(self, timeout: float | None = None) -> ChannelMessage | None:
         """Return the next message, or None if none came in `timeout` seconds (default: no limit).
 
-        A lost connection is made again first, for which the client's own time limit counts.
+        With 0 only what is there already. A lost connection is made again first, for which the
+        client's own time limit counts.
 
         Raises ConnectError when the server cannot be reached any more, ReplyError when it refuses,
         RuntimeError after `close`.
         """
         loop = asyncio.get_running_loop()
-        limit = loop.time() + seconds("timeout", timeout)
+        limit = loop.time() + (0.0 if timeout == 0 else seconds("timeout", timeout))
         self._here(loop)
         while not self._subscriber.held:
             await self._read(loop, limit)
@@ -160,6 +161,8 @@ class Subscription:
         """Connect and subscribe to all that is wanted, as often as the time allows."""
         tried = 0
         while True:
+            if self._closed:
+                raise RuntimeError("the subscription is closed")
             connection: Connection | None = None
             try:
                 connection = await connect(self._settings, deadline)

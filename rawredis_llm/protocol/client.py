@@ -20,7 +20,7 @@ from .operation import (
     Op,
     Runnable,
     Runner,
-    as_member,
+    members_of,
     together,
     watching,
 )
@@ -181,38 +181,43 @@ class BaseClient:
         commands: Iterable[Sequence[Any] | Command[Any]],
         *,
         raise_errors: bool = True,
+        timeout: float | None = None,
         idempotent: bool = False,
     ) -> list[Any]:
         """Send commands in one write and return their replies in order.
 
         All are encoded before the first byte leaves, and all replies are read before the first
-        error is raised; with `raise_errors=False` errors stand in the list. `idempotent=True`
-        allows to send all of them again when not all answers came.
+        error is raised; with `raise_errors=False` errors stand in the list. `timeout` and
+        `idempotent` are as in `call`, for all of them.
         """
-        members = [one if type(one) is tuple else as_member(one) for one in commands]
-        return self._batch(Batch(members, raise_errors=raise_errors), idempotent=idempotent)
+        limit = None if timeout is None else seconds("timeout", timeout)
+        batch = Batch(members_of(commands), raise_errors=raise_errors)
+        return self._batch(batch, limit, idempotent=idempotent)
 
     @coloured
     def transaction(
         self,
-        commands: Iterable[Sequence[Any] | Command[Any]] | Callable[[], Op[Iterable[Any]]],
+        commands: Iterable[Sequence[Any] | Command[Any]] | Callable[[], Op[Any]],
         *,
         watch: Sequence[str | bytes] = (),
+        timeout: float | None = None,
     ) -> list[Any]:
         """Send commands in one write between MULTI and EXEC and return their replies in order.
 
-        Where they depend on what is stored, `commands` is a function that returns an op, which
-        reads, and returns the commands (none: nothing is done). If a key in `watch` changes before
-        they are executed, nothing was, and the function is called anew, until the deadline.
+        Where they depend on what is stored, `commands` is a generator function that reads by
+        `yield from` and returns the commands (none: nothing is done). If a key in `watch` changes
+        before they are executed, nothing was, and the function is called anew, until the deadline.
+        `timeout` is as in `call`, for all of it.
 
         Raises ExecAbortError if the server refused one and so ran none, the first error of one that
         failed while the others ran, and WatchError if watched keys kept changing.
         """
+        limit = None if timeout is None else seconds("timeout", timeout)
         if callable(commands):
-            return self._optimistic(commands, watching(watch))
+            return self._optimistic(commands, watching(watch), limit)
         if watch:
             raise TypeError("watch: commands must be a function that reads and returns them")
-        return self._batch(Batch([as_member(command) for command in commands], atomic=True))
+        return self._batch(Batch(members_of(commands), atomic=True), limit)
 
     @iterated
     def scan(

@@ -40,7 +40,8 @@ def as_login(settings: Settings, given: Any) -> Login:
         text = "credentials: this function is asynchronous: use it with an AsyncClient"
         failure = TypeError(text)
     elif not isinstance(password, str) or not isinstance(username, (str, type(None))):
-        failure = TypeError("credentials must return a password or (username, password), as str")
+        text = "credentials must return a password or (username, password), as str, not"
+        failure = TypeError(f"{text} {type(given).__name__}")
     elif not is_unicode(password + (username or "")):
         failure = ValueError("credentials: what was returned is not valid Unicode")
     else:
@@ -115,7 +116,12 @@ def failure_of(error: Exception, refusals: list[ReplyError], address: str) -> Re
         text = error.message
     elif type(error).__name__ == "SSLCertVerificationError":  # without importing ssl
         kind = errors.CertificateError
-    return kind(text, address=address)
+    failure = kind(text, address=address)
+    if kind is not errors.CertificateError and not isinstance(
+        error, (ConnectionRefusedError, FileNotFoundError)
+    ):
+        failure.hint = "Is it a Redis, and is it rediss:// (TLS) there or redis://?"
+    return failure
 
 
 class ServerInfo(NamedTuple):

@@ -161,7 +161,7 @@ class Batch:
 
     def encode(self) -> list[tuple[bytes, int]]:
         """Return the bytes to send, in portions, all of them made before the first is sent."""
-        return encode_many(self._commands(set()))
+        return encode_many(self._commands(set()), first=-1 if self.atomic else 0)
 
     def _commands(self, scripts: set[Any]) -> Iterator[tuple[Any, ...]]:
         atomic = self.atomic and self.width
@@ -172,9 +172,9 @@ class Batch:
             if isinstance(member, tuple):
                 args = member
             elif isinstance(member, Batch):
-                if atomic and member.atomic and member.width:
-                    raise ValueError("a transaction cannot hold another")
                 yield from member._commands(scripts)  # noqa: SLF001 - the same class
+                if atomic and member.executes and member.width:
+                    raise ValueError("a transaction cannot hold another")
                 waits += member.waits
                 self.executes = self.executes or member.executes
                 continue
@@ -232,7 +232,7 @@ def _executed(replies: Sequence[Any], batch: Batch) -> Sequence[Any]:
     if isinstance(outcome, ReplyError):
         # EXECABORT says only that some command was refused; the refusal itself says why.
         refusal = next((r for r in replies[:-1] if isinstance(r, ReplyError)), outcome)
-        if refusal is replies[0]:
+        if refusal is replies[0] and not all(isinstance(r, ReplyError) for r in replies):
             text = f"{refusal.message}; so the commands ran, but each by itself"
             raise type(refusal)(text, command="MULTI", address=refusal.address)
         error = ExecAbortError if isinstance(outcome, ExecAbortError) else type(refusal)
@@ -367,7 +367,27 @@ def as_member(command: Sequence[Any] | Command[Any]) -> Command[Any] | tuple[Any
 def _arguments(args: Sequence[Any]) -> tuple[Any, ...]:
     if isinstance(args, (str, bytes, bytearray, memoryview, dict)):
         raise TypeError("a command is a sequence of arguments such as ('GET', key), not one text")
+    if not hasattr(args, "__iter__"):
+        kind = type(args).__name__
+        raise TypeError(f"a command is a sequence of arguments such as ('GET', key), not {kind}")
     return tuple(args)
+
+
+def members_of(commands: Iterable[Any] | None) -> list[Command[Any] | tuple[Any, ...]]:
+    """Return members for a `Batch`; None is no command."""
+    return [one if type(one) is tuple else as_member(one) for one in commands or ()]
+
+
+def reading(op: Any) -> Any:
+    """Return what a function gave that reads what a transaction hangs on; raise if it is no op."""
+    if isinstance(op, (GeneratorType, Command)):
+        return op
+    if hasattr(op, "__await__"):
+        getattr(op, "close", int)()  # a coroutine would complain of never having been awaited
+    raise TypeError(
+        "transaction takes a generator function (without `async`), which reads by `yield from` and"
+        f" returns the commands; this one returned {type(op).__name__}"
+    )
 
 
 def watching(keys: Sequence[str | bytes]) -> tuple[Any, ...]:

@@ -58,7 +58,7 @@ class Subscriber:
         self._asked = False
         self._wanted: dict[str, dict[bytes, None]] = {}
         self._added: tuple[str, list[bytes]] = ("", [])  # by the last `subscribe`
-        self._mark = 0  # how much was held when it resumed
+        self._mark: int | None = None  # how much was held when it began to resume
 
     def subscribe(
         self, channels: Sequence[str | bytes], *, pattern: bool, sharded: bool
@@ -98,13 +98,15 @@ class Subscriber:
 
     def resumed(self, *, lost: bool) -> None:
         """All is confirmed. If a connection was lost before, there is a gap."""
-        if lost:
+        if lost and self._mark is not None:
             self.held.insert(self._mark, GAP)
+        self._mark = None
 
     def not_resumed(self) -> None:
         """Forget what came since `resume`: the gap is longer, and will be told."""
-        while len(self.held) > self._mark:
+        while self._mark is not None and len(self.held) > self._mark:
             self.held.pop()
+        self._mark = None
 
     def take(self, frame: Any, now: float) -> None:
         """Make a message of a frame, if it is one.

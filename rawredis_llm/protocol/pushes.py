@@ -13,6 +13,13 @@ HELD: Final = 1024
 """Pushes that wait for their handler. If more come, all of them give way to one None."""
 
 
+def complain(who: str) -> None:
+    """Log the exception that the caller's own function has raised."""
+    import logging  # noqa: PLC0415 - 10 ms that most never need
+
+    logging.getLogger("rawredis_llm").error("%s failed", who, exc_info=True)  # noqa: LOG014
+
+
 class PushQueue:
     """A bounded queue before `handler(push: list | None)`; None says that some were lost.
 
@@ -44,9 +51,7 @@ class PushQueue:
                 push = self.held.popleft()
                 try:
                     self._handler(push)
-                except Exception:
-                    import logging  # noqa: PLC0415 - 10 ms that most never need
-
-                    logging.getLogger("rawredis_llm").exception("the handler of pushes failed")
+                except Exception:  # noqa: BLE001 - it is no part of any call
+                    complain("the handler of pushes")
         finally:
             self._delivering = False

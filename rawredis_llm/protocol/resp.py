@@ -71,21 +71,26 @@ def encode(args: Sequence[Any]) -> bytes:
     return b"".join(pieces)
 
 
-def encode_many(commands: Iterable[Sequence[Any]]) -> list[tuple[bytes, int]]:
+def encode_many(commands: Iterable[Sequence[Any]], first: int = 0) -> list[tuple[bytes, int]]:
     """Return requests in portions of about 1 MiB, each with its number of commands.
 
-    All are encoded, or none: raises as `encode` does.
+    All are encoded, or none: raises as `encode` does, naming the command by its number, of which
+    `first` is the first one's.
     """
     portions: list[tuple[bytes, int]] = []
     pieces: list[Any] = []
     count = large = 0
-    for args in commands:
-        large += _add_pieces(pieces, args)
-        count += 1
-        if large > PORTION or len(pieces) > _MANY:
-            portions.append((b"".join(pieces), count))
-            pieces.clear()
-            count = large = 0
+    try:
+        for args in commands:
+            large += _add_pieces(pieces, args)
+            count += 1
+            if large > PORTION or len(pieces) > _MANY:
+                portions.append((b"".join(pieces), count))
+                pieces.clear()
+                count = large = 0
+    except (TypeError, ValueError) as error:
+        number = first + count + sum(width for _, width in portions)
+        raise type(error)(f"command {number}: {error}") from None
     if count:
         portions.append((b"".join(pieces), count))
     return portions
@@ -281,7 +286,7 @@ class Decoder:
         data = self._held[-1]
         self._held_size += len(data)
         # A header is shorter than that; and where nothing is held a frame begins.
-        before = (b"\n" + b"".join(self._held[-25:-1]))[-25:]
+        before = (b"\n" + b"".join([piece[-25:] for piece in self._held[-25:-1]]))[-25:]
         if _suspicious(data) or _suspicious(before + data[:24]):
             data = b"".join(self._held)
             self._held.clear()
@@ -303,6 +308,8 @@ class Decoder:
                 raise ProtocolError("the server sent an attribute, which nobody asked for")
             end = data.find(b"\r\n", position)
             if end < 0:
+                if size - position > _LONGEST_LINE:
+                    raise ProtocolError("the server sent a line without an end")
                 break
             owed = max(owed - 1, 0)
             length = -1
@@ -316,7 +323,7 @@ class Decoder:
                     if owed > self.OWED or (kind == _PUSH and not 0 <= length < 1 << 16):
                         raise ProtocolError(f"the server promised {length} elements")
                     length = -1
-            steps += (length >> 9) - 1
+            steps += (max(length, 0) >> 9) - 1
             position = end + 2 + (length + 2 if length >= 0 else 0)
         self._owed = owed
         if steps > 0:
@@ -345,6 +352,7 @@ _RISKY: Final = rb"(?:\||>(?:-|\d{5})|[*~%]\d{7})"
 _RISKY_KINDS: Final = frozenset(b"|>*~%")
 _SHORT: Final = 512  # bytes that are searched as a whole sooner than walked
 _TO_THE_END: Final = 1 << 62
+_LONGEST_LINE: Final = 1 << 20  # bytes; a line is searched anew with every piece of it
 _suspicious: Final = re.compile(rb"\n" + _RISKY).search
 _begins_so: Final = re.compile(_RISKY).match
 _START: Final = (0, b"")  # bytes to skip, and the start of a header line

@@ -62,7 +62,7 @@ class Retry:
     to `base * 2**(n-1)`, at most `cap` (seconds; defaults 0.025 and 1): "full jitter", M. Brooker,
     Exponential Backoff and Jitter, AWS Architecture Blog, 2015.
 
-    Raises ValueError for less than one attempt or a negative time.
+    Raises TypeError for what is no number, ValueError for less than one attempt or a negative time.
     """
 
     attempts: int = 4
@@ -70,6 +70,9 @@ class Retry:
     cap: float = 1.0
 
     def __post_init__(self) -> None:
+        numbers = [self.attempts, self.base, self.cap]
+        if {type(number) for number in numbers} - {int, float} or self.attempts % 1:
+            raise TypeError("retry: attempts must be an int, base and cap numbers of seconds")
         if self.attempts < 1 or not self.base >= 0 or not self.cap >= 0:
             raise ValueError("retry: attempts must be at least 1, base and cap at least 0 seconds")
 
@@ -101,13 +104,22 @@ class Retry:
         return random.uniform(0, min(self.cap, self.base * 2 ** min(tried - 1, 60)))  # noqa: S311
 
 
+_CURSOR: Final = ("WITHCURSOR", b"WITHCURSOR")
+_OWN: Final = ("BUSY Redis is", "BUSY Valkey is", "LOADING Redis is", "LOADING Valkey is")
+
+
 def _reads(what: Batch | Command[Any] | Sequence[Any]) -> bool:
     if isinstance(what, Batch):
         return all(_reads(member) for member in what.members)
     args = what.args if isinstance(what, Command) else what
-    if any(arg in ("WITHCURSOR", b"WITHCURSOR") for arg in args if isinstance(arg, (str, bytes))):
+    if any(arg.upper() in _CURSOR for arg in args if isinstance(arg, (str, bytes))):
         return False  # it would leave a second cursor
     return command_name(args) in READS
+
+
+def refused_of(reply: Any) -> ReplyError | None:
+    """Return a command's reply if it is an error; those in a batch's slots are not looked for."""
+    return reply if isinstance(reply, ReplyError) else None
 
 
 def refusal(reply: Any, what: Batch | Sequence[Any]) -> ReplyError | None:
@@ -116,7 +128,7 @@ def refusal(reply: Any, what: Batch | Sequence[Any]) -> ReplyError | None:
     `reply` is a command's, or the list of a batch's.
     """
     if not isinstance(what, Batch):
-        refused = reply if isinstance(reply, ReplyError) else None
+        refused = refused_of(reply)
         return None if refused is not None and _may_be_a_scripts(refused, what) else refused
     if not isinstance(reply[-1], ReplyError) or _may_be_a_scripts(reply[0], what):
         return None
@@ -132,5 +144,5 @@ def _may_be_a_scripts(refusal: Any, what: Batch | Command[Any] | Sequence[Any]) 
     if isinstance(what, Batch):
         return any(_may_be_a_scripts(refusal, member) for member in what.members)
     name = command_name(what.args if isinstance(what, Command) else what)
-    own = str(getattr(refusal, "message", "")).startswith(("BUSY Redis is", "LOADING Redis is"))
+    own = str(getattr(refusal, "message", "")).startswith(_OWN)
     return name in {"EVAL", "EVALSHA", "FCALL"} and not own

@@ -31,7 +31,9 @@ class Evaluation(Command[Any]):
     def __iter__(self) -> Generator[Request, Any, Any]:
         try:
             return (yield Command(self.args))
-        except NoScriptError:
+        except NoScriptError as error:
+            if "No matching script" not in error.message:  # the script's own words
+                raise
             return (yield Command(self.in_full))
 
     @property
@@ -58,4 +60,7 @@ class Script:
 
     def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Evaluation:
         """Return one run with these keys and arguments; its value is the script's reply."""
+        for name, given in (("keys", keys), ("args", args)):
+            if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
+                raise TypeError(f"{name} must be a list, not {type(given).__name__}")
         return Evaluation(self.source, (self.digest, len(keys), *keys, *args))

@@ -96,7 +96,8 @@ class Settings:
             if "tls_cert_file" in options:
                 context.load_cert_chain(options["tls_cert_file"], options.get("tls_key_file"))
         except OSError as error:
-            raise ValueError(f"url: the tls_ files cannot be loaded: {error}") from error
+            named = {name: path for name, path in options.items() if name.endswith("_file")}
+            raise ValueError(f"url: {named} cannot be loaded: {error}") from error
         if options.get("tls_verify") == "none":
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -209,9 +210,12 @@ def _number(name: str, text: str) -> float:
 
 def _whole(name: str, options: dict[str, Any], allowed: range) -> int:
     value = options[name]
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value not in allowed:
-        least, most = allowed[0], allowed[-1]
-        raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+    least, most = allowed[0], allowed[-1]
+    text = f"{name} must be a whole number from {least} to {most}, not {value!r}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(text)
+    if value not in allowed:
+        raise ValueError(text)
     return int(value)
 
 
@@ -219,6 +223,8 @@ def _check_tls(address: Address, context: SSLContext | None) -> None:
     options = {name: value for name, value in address.options if name.startswith("tls_")}
     if not address.tls and (options or context is not None):
         raise ValueError("ssl_context and the tls_ options: only a rediss:// URL connects by TLS")
+    if context is not None and not hasattr(context, "wrap_socket"):
+        raise TypeError(f"ssl_context must be an ssl.SSLContext, not {type(context).__name__}")
     if options and context is not None:
         raise ValueError("ssl_context: give a context or tls_ options in the URL, not both")
     if options.get("tls_verify", "full") not in {"full", "none"}:

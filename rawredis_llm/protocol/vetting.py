@@ -17,8 +17,8 @@ def command_name(args: Sequence[Any]) -> str:
     name = args[0]
     if not isinstance(name, (str, bytes)):
         raise TypeError(f"a command's name is str or bytes, not {type(name).__name__}")
-    if len(name.split()) > 1:  # its second half may be a secret
-        raise ValueError("a command's name has no white space: give each argument by itself")
+    if name.split() != [name]:  # a second word may be a secret, so it is not shown
+        raise ValueError("a command's name is one word: give each argument by itself")
     return (name.decode(errors="replace") if isinstance(name, bytes) else name).upper()
 
 
@@ -33,7 +33,7 @@ def vet(args: Sequence[Any]) -> float:
     name = command_name(args)
     stateful = name in STATEFUL
     if name in _STATE_BY_FORM:
-        stateful = command_name([*args[1:2], ""]) in _STATE_BY_FORM[name]
+        stateful = len(args) > 1 and command_name(args[1:]) in _STATE_BY_FORM[name]
     elif name == "HELLO":
         stateful = len(args) > 1
     if stateful:

@@ -5,11 +5,18 @@ Must not import asyncio, numpy, or what is stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import ConnectError, RedisError, ReplyError, WatchError, reply_error
+from ..errors import (
+    ConnectError,
+    ConnectTimeoutError,
+    RedisError,
+    ReplyError,
+    WatchError,
+    reply_error,
+)
 from ..protocol.client import BaseClient
 from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
@@ -20,13 +27,15 @@ from ..protocol.operation import (
     Request,
     Runnable,
     Runner,
-    as_member,
+    members_of,
     name_of,
+    reading,
     refuse_exec,
     steps_of,
 )
+from ..protocol.pushes import complain
 from ..protocol.resp import encode, encode_many
-from ..protocol.retry import Retry, refusal
+from ..protocol.retry import Retry, refusal, refused_of
 from ..protocol.settings import ConnectionFigures, Sizes, Times
 from ..protocol.vetting import command_name, vet
 from .connection import Connection
@@ -134,11 +143,13 @@ class Client(BaseClient, Runner):
             raise reply_error(reply.message, command_name(args), reply.address)
         return reply
 
-    def _batch(self, batch: Batch, *, idempotent: bool = False) -> list[Any]:
+    def _batch(
+        self, batch: Batch, limit: float | None = None, *, idempotent: bool = False
+    ) -> list[Any]:
         portions = batch.encode()
         if not portions:
             return batch.result([])
-        limit = self._timeout + batch.waits
+        limit = self._timeout + batch.waits if limit is None else limit
         return batch.result(self._exchange(batch, portions, limit, idempotent))
 
     def _exchange(
@@ -179,7 +190,7 @@ class Client(BaseClient, Runner):
         if self._pushes is not None:
             self._pushes.deliver()
         if self._observer is not None:
-            self._observe(what, data, start, received, refused)
+            self._observe(what, data, start, received, refused_of(reply))
         return reply
 
     def _again(
@@ -199,9 +210,9 @@ class Client(BaseClient, Runner):
         return True
 
     def _optimistic(
-        self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...]
+        self, read: Callable[[], Op[Any]], watch: tuple[Any, ...], limit: float | None
     ) -> list[Any]:
-        deadline = monotonic() + self._timeout
+        deadline = monotonic() + (self._timeout if limit is None else limit)
         tried = 0
         while True:
             try:
@@ -216,7 +227,7 @@ class Client(BaseClient, Runner):
             return replies
 
     def _attempt(
-        self, read: Callable[[], Op[Iterable[Any]]], watch: tuple[Any, ...], deadline: float
+        self, read: Callable[[], Op[Any]], watch: tuple[Any, ...], deadline: float
     ) -> tuple[list[Any], Exception | None]:
         """Watch, read and execute on one connection; one on which keys stay watched is closed.
 
@@ -229,12 +240,14 @@ class Client(BaseClient, Runner):
         try:
             if pending:
                 Command(watch).result(connection.exchange(encode_many([watch]), deadline))
-            members = [as_member(command) for command in leased.run(read())]
+            members = members_of(leased.run(reading(read())))
             leased.reads = False
             try:
                 replies = leased.transaction(members)
             except WatchError:
                 pending = False
+                raise
+            except ConnectError:
                 raise
             except Exception as error:  # noqa: BLE001 - raised by who must not begin anew
                 return [], error
@@ -258,7 +271,10 @@ class Client(BaseClient, Runner):
         sent = len(data) if isinstance(data, bytes) else sum(len(part) for part, _ in data)
         new = tuple.__new__  # of a named tuple: half of what its own costs
         times, sizes = new(Times, (start, monotonic())), new(Sizes, (sent, received))
-        self._observer.command(name_of(what), times, sizes, error)
+        try:
+            self._observer.command(name_of(what), times, sizes, error)
+        except Exception:  # noqa: BLE001 - it is no part of the call
+            complain("the observer")
 
 
 class _Leased(Client):
@@ -279,7 +295,10 @@ class _Leased(Client):
     ) -> Any:
         if self.reads:
             refuse_exec(what)
-        return super()._exchange(what, data, min(limit, self._until - monotonic()), idempotent)
+        limit = min(limit, self._until - monotonic())
+        if limit <= 0:
+            raise ConnectTimeoutError("the time was up before it was sent")
+        return super()._exchange(what, data, limit, idempotent)
 
 
 class _Lease(Pool):
@@ -289,7 +308,7 @@ class _Lease(Pool):
         self._connection = connection
 
     def acquire(self, deadline: float) -> Connection:  # noqa: ARG002 - it has been acquired
-        if not self._connection.opened:
+        if self._connection.dirty or not self._connection.opened:
             raise ConnectError("the connection that watched the keys was lost")
         return self._connection
 

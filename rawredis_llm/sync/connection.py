@@ -249,9 +249,10 @@ class Connection:
 
     def hang_up(self) -> None:
         """End the connection for a thread that waits for it, which then closes it."""
-        if self._sock is not None:
+        sock = self._sock
+        if sock is not None:
             with suppress(OSError):  # it is lost already
-                self._sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self, why: str = "closed", *, tell: bool = True) -> None:
         """Close the socket; harmless when it is closed."""
@@ -270,27 +271,31 @@ class Connection:
             self._settings.pushes.add(push)
 
     def _send(self, data: bytes, deadline: float) -> None:
-        assert self._sock is not None
+        sock = self._sock
+        if sock is None:
+            raise OutcomeUnknownError("the connection was closed")
         try:
-            sent = 0 if self._tls else self._sock.send(data)
+            sent = 0 if self._tls else sock.send(data)
         except BlockingIOError:
             sent = 0
         if sent < len(data):  # TLS, or more than the kernel holds: wait for the server to read
-            self._sock.settimeout(_left(deadline))
-            self._sock.sendall(memoryview(data)[sent:])
-            self._sock.settimeout(0)
+            sock.settimeout(_left(deadline))
+            sock.sendall(memoryview(data)[sent:])
+            sock.settimeout(0)
 
     def _receive(self, deadline: float) -> None:
-        assert self._sock is not None
+        sock = self._sock
+        if sock is None:
+            raise OutcomeUnknownError("the connection was closed")
         left = deadline - monotonic()
         # Not settimeout(), which has Python poll before each send, too; and not the kernel's own
         # time-outs, which begin anew with every signal that is handled meanwhile. But for TLS,
         # where a readable socket may hold only a part of what can be read.
         if self._tls:
-            self._sock.settimeout(_left(deadline))
+            sock.settimeout(_left(deadline))
         elif left <= 0 or not self._poll(None if left == math.inf else left * 1000):
             raise TimeoutError
-        data = self._sock.recv(CHUNK)
+        data = sock.recv(CHUNK)
         if not data:
             raise OutcomeUnknownError("the server closed the connection")
         self.received += len(data)

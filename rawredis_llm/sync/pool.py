@@ -190,8 +190,8 @@ class Pool:
             ):
                 self._serve()
                 if waiter.connection is None and monotonic() >= deadline:
-                    most = self._settings.max_connections
-                    raise PoolTimeoutError(f"all {most} connections are in use")
+                    most, address = self._settings.max_connections, str(self._settings.address)
+                    raise PoolTimeoutError(f"all {most} connections are in use", address=address)
         finally:
             with self._lock:
                 self._waited += 1

@@ -60,12 +60,13 @@ class Subscription:
     def get(self, timeout: float | None = None) -> ChannelMessage | None:
         """Return the next message, or None if none came in `timeout` seconds (default: no limit).
 
-        A lost connection is made again first, for which the client's own time limit counts.
+        With 0 only what is there already. A lost connection is made again first, for which the
+        client's own time limit counts.
 
         Raises ConnectError when the server cannot be reached any more, ReplyError when it refuses,
         RuntimeError after `close`.
         """
-        limit = monotonic() + seconds("timeout", timeout)
+        limit = monotonic() + (0.0 if timeout == 0 else seconds("timeout", timeout))
         held = self._subscriber.held
         self._here()
         while not held:
@@ -108,6 +109,7 @@ class Subscription:
         deadline = monotonic() + self._settings.timeout
         connection = self._here()
         if connection is not None:
+            self._reading = True
             try:
                 connection.send(encode_many(commands)[0][0], deadline)
                 self._confirm(connection, deadline)
@@ -116,6 +118,8 @@ class Subscription:
             except BaseException:
                 self._drop(connection)
                 raise
+            finally:
+                self._reading = False
         if self._connection is None:
             self._connect(deadline)  # it asks for all that is wanted
 
@@ -146,14 +150,17 @@ class Subscription:
         """Return the connection, unless it is a fork's copy, whose messages are the parent's."""
         if self._closed:
             raise RuntimeError("the subscription is closed")
-        if self._connection is not None and self._process != os.getpid():
-            self._drop(self._connection)
+        connection = self._connection
+        if connection is not None and (self._process != os.getpid() or not connection.opened):
+            self._drop(connection)
         return self._connection
 
     def _connect(self, deadline: float) -> Connection:
         """Connect and subscribe to all that is wanted, as often as the time allows."""
         tried = 0
         while True:
+            if self._closed:
+                raise RuntimeError("the subscription is closed")
             connection = Connection(self._settings)
             try:
                 connection.open(deadline)
