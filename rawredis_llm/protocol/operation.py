@@ -405,9 +405,9 @@ def refuse_exec(what: Batch | Sequence[Any]) -> None:
 
 def name_of(what: Batch | Command[Any] | Sequence[Any]) -> str:
     """Return the name of what was sent: a batch, a command, or a command's arguments."""
-    if isinstance(what, (Batch, Command)):
-        return what.name
-    return HARMLESS.get(what[0]) or command_name(what)
+    if type(what) is tuple:  # nearly always
+        return HARMLESS.get(what[0]) or command_name(what)
+    return what.name if isinstance(what, (Batch, Command)) else command_name(what)
 
 
 def steps_of(op: Any) -> Generator[Request, Any, Any]:

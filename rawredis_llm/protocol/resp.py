@@ -350,7 +350,7 @@ _SIZED: Final = frozenset(b"$=!>*~%")
 # behind a line's end, and where a reply begins.
 _RISKY: Final = rb"(?:\||>(?:-|\d{5})|[*~%]\d{7})"
 _RISKY_KINDS: Final = frozenset(b"|>*~%")
-_SHORT: Final = 512  # bytes that are searched as a whole sooner than walked
+_SHORT: Final = 4096  # bytes that are searched as a whole sooner than walked
 _TO_THE_END: Final = 1 << 62
 _LONGEST_LINE: Final = 1 << 20  # bytes; a line is searched anew with every piece of it
 _suspicious: Final = re.compile(rb"\n" + _RISKY).search
