@@ -38,7 +38,10 @@ class Observer(Protocol):
     """What is told of every exchange. Its methods are called in line: keep them short."""
 
     def command(self, name: str, times: Times, sizes: Sizes, error: BaseException | None) -> None:
-        """Take note of one exchange; `name` joins the commands of a batch by `+`."""
+        """Take note of one exchange; `name` joins the commands of a batch by `+`.
+
+        `error` is what the call raises; errors in the slots of a batch are not told.
+        """
 
     def connection(self, event: str) -> None:
         """Take note of a connection: `opened` or `closed`."""
