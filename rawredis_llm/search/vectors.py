@@ -19,9 +19,6 @@ Array = npt.NDArray[Any]
 DTYPES: Final = {"float32": "<f4", "float64": "<f8", "float16": "<f2"}
 """Our name of a vector type -> numpy's, little-endian as Redis reads it."""
 
-METRICS: Final = {"cosine": "COSINE", "l2": "L2", "ip": "IP"}
-"""Our name of a metric -> Redis'. Distances: cosine 0..2, l2 squared, ip = 1 - dot product."""
-
 
 def as_matrix(
     vectors: Any,
