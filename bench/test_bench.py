@@ -20,18 +20,21 @@ import pytest
 from rawredis_llm import Client
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.conftest import Contender, Documents, Race
 
+KEY = "bench:get"
 VALUE = b"x" * 64
 
 
 def test_get(race: Race, client: Client) -> None:
-    client.call("SET", "bench:get", VALUE)
+    client.call("SET", KEY, VALUE)
 
     def check(_: Contender, result: Any) -> None:
         assert result == VALUE
 
-    race("GET 64 B", lambda c: c.get("bench:get"), check, rounds=150, repeats=200)
+    race("GET 64 B", lambda c: c.get(KEY), check, rounds=150, repeats=200)
 
 
 def test_pipeline(race: Race, client: Client) -> None:
@@ -54,48 +57,31 @@ def test_pipeline(race: Race, client: Client) -> None:
 
 
 def test_tasks(race: Race, client: Client) -> None:
-    client.call("SET", "bench:get", VALUE)
-
-    def check(_: Contender, result: Any) -> None:
-        assert result == [VALUE] * 640
-
-    race(
-        "GET 64 B in 64 asyncio tasks",
-        lambda c: c.tasks("bench:get", 64, 10),
-        check,
-        rounds=100,
-        operations=640,
-    )
+    same(race, client, "GET 64 B in 64 asyncio tasks", lambda c: c.tasks(KEY, 64, 10), 640)
 
 
 def test_one_task(race: Race, client: Client) -> None:
-    client.call("SET", "bench:get", VALUE)
-
-    def check(_: Contender, result: Any) -> None:
-        assert result == [VALUE] * 100
-
-    race(
-        "GET 64 B in one asyncio task",
-        lambda c: c.tasks("bench:get", 1, 100),
-        check,
-        rounds=100,
-        operations=100,
-    )
+    same(race, client, "GET 64 B in one asyncio task", lambda c: c.tasks(KEY, 1, 100), 100)
 
 
 def test_threads(race: Race, client: Client) -> None:
-    client.call("SET", "bench:get", VALUE)
+    same(race, client, "GET 64 B in 8 threads", lambda c: c.threads(KEY, 8, 50), 400)
+
+
+def same(
+    race: Race,
+    client: Client,
+    scenario: str,
+    prepare: Callable[[Contender], Any],
+    calls: int,
+) -> None:
+    """Measure many calls for the same value."""
+    client.call("SET", KEY, VALUE)
 
     def check(_: Contender, result: Any) -> None:
-        assert result == [VALUE] * 400
+        assert result == [VALUE] * calls
 
-    race(
-        "GET 64 B in 8 threads",
-        lambda c: c.threads("bench:get", 8, 50),
-        check,
-        rounds=100,
-        operations=400,
-    )
+    race(scenario, prepare, check, rounds=100, operations=calls)
 
 
 def test_replies(race: Race, client: Client) -> None:

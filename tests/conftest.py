@@ -80,3 +80,19 @@ def client(server: EmbeddedServer) -> Iterator[Client]:
     with Client(server.url) as client:
         client.call("FLUSHALL")
         yield client
+
+
+@pytest.fixture
+def scripted() -> Iterator[Any]:
+    """Make servers that answer by scripts: see `test_faults`, which needs what is here."""
+    from test_faults import Scripted
+
+    made: list[Scripted] = []
+
+    def make(*scripts: Any) -> Scripted:
+        made.append(Scripted(*scripts))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.close()

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from types import FrameType
 
 import pytest
@@ -93,17 +93,11 @@ def hangs_up_after(reply: bytes) -> Script:
 GOOD = answers(b"+good\r\n", b"+good\r\n")
 
 
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., Scripted]]:
-    made: list[Scripted] = []
-
-    def make(*scripts: Script) -> Scripted:
-        made.append(Scripted(*scripts))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.close()
+@contextmanager
+def serving(script: Script) -> Iterator[str]:
+    """Have one script played for as long as it is needed, at the URL that this gives."""
+    with closing(Scripted(script)) as server:
+        yield server.url
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -20,7 +19,7 @@ from rawredis_llm import Client, Command, EmbeddedServer, Script, errors
 from rawredis_llm.protocol.operation import Op
 from rawredis_llm.protocol.resp import sealed
 from test_faults import Script as Play
-from test_faults import Scripted
+from test_faults import serving
 
 BY = {"parameter": ("", {"integrity": "echo"}), "url": ("?integrity=echo", {})}
 
@@ -72,15 +71,6 @@ def test_errors_are_what_they_are_with_proof(redis: Redis, proved: Any) -> None:
     assert redis.do(proved.call("GET", "k")) == b"v"
 
 
-@contextmanager
-def playing(script: Play) -> Iterator[str]:
-    server = Scripted(script)
-    try:
-        yield server.url
-    finally:
-        server.close()
-
-
 def replying(shift: int, refuse: bytes = b"") -> Play:
     """Return a server whose replies come too late by so many, behind old ones of somebody else."""
 
@@ -110,7 +100,7 @@ ASKING: dict[str, tuple[Ask, Any]] = {
 @pytest.mark.parametrize("shift", [1, 2, 3])
 def test_a_crossed_reply_is_found_out_only_with_proof(redis: Redis, asked: str, shift: int) -> None:
     ask, right = ASKING[asked]
-    with playing(replying(shift)) as url:
+    with serving(replying(shift)) as url:
         trusting = redis.connect(url=url)
         assert redis.do(ask(trusting)) != right  # what the proof is for
         proving = redis.connect(url=url, integrity="echo")
@@ -121,14 +111,14 @@ def test_a_crossed_reply_is_found_out_only_with_proof(redis: Redis, asked: str, 
 
 
 def test_nothing_crossed_is_nothing_found(redis: Redis) -> None:
-    with playing(replying(0)) as url:
+    with serving(replying(0)) as url:
         client = redis.connect(url=url, integrity="echo")
         for ask, right in ASKING.values():
             assert redis.do(ask(client)) == right
 
 
 def test_a_refused_proof_gives_no_value(redis: Redis) -> None:
-    with playing(replying(0, refuse=b"-NOPERM no ECHO for you\r\n")) as url:
+    with serving(replying(0, refuse=b"-NOPERM no ECHO for you\r\n")) as url:
         client = redis.connect(url=url, integrity="echo")
         for ask, _ in ASKING.values():
             with pytest.raises(errors.ProtocolError):
@@ -140,7 +130,7 @@ def test_a_proof_that_never_comes_leaves_the_outcome_unknown(redis: Redis) -> No
         sock.recv(65536)
         sock.sendall(b"$4\r\nmine\r\n")
 
-    with playing(half) as url:
+    with serving(half) as url:
         client = redis.connect(url=url, integrity="echo")
         with pytest.raises(errors.OutcomeUnknownError):
             redis.do(client.call("INCR", "mine"))
@@ -167,7 +157,7 @@ def test_a_server_that_loads_is_waited_for_with_proof(redis: Redis) -> None:
                 right = b"$%d\r\n%b\r\n" % (len(words[-1]), words[-1])
                 sock.sendall(b"-LOADING still\r\n" if busy and busy.popleft() else right)
 
-    with playing(loading) as url:
+    with serving(loading) as url:
         client = redis.connect(url=url, integrity="echo")
         assert redis.do(client.call("GET", "mine")) == b"mine"
 

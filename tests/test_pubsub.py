@@ -465,19 +465,6 @@ def test_no_gap_is_told_while_nothing_is_subscribed_again(
 # -- silence, and what is no message -----------------------------------------------------------
 
 
-@pytest.fixture
-def scripted() -> Iterator[Callable[..., Scripted]]:
-    made: list[Scripted] = []
-
-    def make(*scripts: Script) -> Scripted:
-        made.append(Scripted(*scripts))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.close()
-
-
 CONFIRMED = b"*3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n"
 MESSAGE = b"*3\r\n$7\r\nmessage\r\n$1\r\na\r\n$1\r\nx\r\n"
 PONG = b"*2\r\n$4\r\npong\r\n$0\r\n\r\n"

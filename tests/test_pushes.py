@@ -10,8 +10,7 @@ import socket
 import threading
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,7 +20,7 @@ from rawredis_llm import Client, EmbeddedServer
 from rawredis_llm.protocol import vetting
 from rawredis_llm.protocol.pushes import HELD, PushQueue
 from rawredis_llm.protocol.resp import Decoder, Push
-from test_faults import Script, Scripted, answers
+from test_faults import answers, serving
 
 
 def push(number: int) -> bytes:
@@ -33,15 +32,6 @@ def numbers(pushes: list[list[Any] | None]) -> list[int | None]:
     return [None if one is None else one[1] for one in pushes]
 
 
-@contextmanager
-def scripted(script: Script) -> Iterator[str]:
-    server = Scripted(script)
-    try:
-        yield server.url
-    finally:
-        server.close()
-
-
 def turn(redis: Redis) -> None:
     """Give an event loop the time to read what has come; threads do so with their next call."""
     if redis.kind == "aio":
@@ -51,7 +41,7 @@ def turn(redis: Redis) -> None:
 def test_pushes_before_between_and_after_replies_reach_the_handler_in_order(redis: Redis) -> None:
     told: list[list[Any] | None] = []
     replies = push(1) + b"+a\r\n" + push(2) + push(3) + b"+b\r\n" + push(4)
-    with scripted(answers(replies, push(5) + b"+c\r\n")) as url:
+    with serving(answers(replies, push(5) + b"+c\r\n")) as url:
         client = redis.connect(url=url, on_push=told.append)
         assert redis.do(client.pipeline([("GET", "k"), ("GET", "k")])) == [b"a", b"b"]
         assert numbers(told) == [1, 2, 3, 4]
@@ -74,7 +64,7 @@ def test_pushes_in_idle_time_reach_the_handler(redis: Redis) -> None:
         while sock.recv(65536):
             sock.sendall(b"+b\r\n")
 
-    with scripted(talkative) as url:
+    with serving(talkative) as url:
         client = redis.connect(url=url, on_push=told.append)
         assert redis.do(client.call("GET", "k")) == b"a"
         assert told == []
@@ -113,7 +103,7 @@ def test_the_handler_never_runs_in_the_middle_of_a_reply(redis: Redis) -> None:
         if redis.kind == "aio":
             assert not client._connection._busy
 
-    with scripted(in_halves) as url:
+    with serving(in_halves) as url:
         client = redis.connect(url=url, on_push=handler)
         assert redis.do(client.call("GET", "k")) == [b"left", b"right"]
     assert numbers(told) == [1]
@@ -136,7 +126,7 @@ def test_the_handler_may_use_the_client(redis: Redis) -> None:
     def handler(_: object) -> None:
         found.append(using(redis, tasks, lambda: client.call("GET", "other")))
 
-    with scripted(answers(push(1) + b"+mine\r\n", b"+other\r\n", b"+last\r\n")) as url:
+    with serving(answers(push(1) + b"+mine\r\n", b"+other\r\n", b"+last\r\n")) as url:
         client = redis.connect(url=url, on_push=handler, max_connections=1)
         assert redis.do(client.call("GET", "k")) == b"mine"
         if tasks:
@@ -158,7 +148,7 @@ def test_a_handler_that_uses_the_client_is_not_entered_anew(redis: Redis) -> Non
         depth -= 1
 
     many = b"".join(map(push, range(20)))
-    with scripted(answers(many + b"+mine\r\n", *[b"+other\r\n"] * 20)) as url:
+    with serving(answers(many + b"+mine\r\n", *[b"+other\r\n"] * 20)) as url:
         client = redis.connect(url=url, on_push=handler)
         assert redis.do(client.call("GET", "k")) == b"mine"
         for task in tasks:
@@ -176,7 +166,7 @@ def test_what_the_handler_raises_is_logged_and_fails_no_call(
         told.append(one)
         raise ValueError("a fault of the handler")
 
-    with scripted(answers(push(1) + push(2) + b"+a\r\n", push(3) + b"+b\r\n")) as url:
+    with serving(answers(push(1) + push(2) + b"+a\r\n", push(3) + b"+b\r\n")) as url:
         client = redis.connect(url=url, on_push=handler)
         assert redis.do(client.call("GET", "k")) == b"a"
         assert redis.do(client.call("GET", "k")) == b"b"
@@ -195,7 +185,7 @@ def test_an_interrupted_handler_is_told_of_later_pushes(redis: Redis) -> None:
         if len(told) == 1:
             raise KeyboardInterrupt
 
-    with scripted(answers(push(1) + push(2) + b"+a\r\n", push(3) + b"+b\r\n")) as url:
+    with serving(answers(push(1) + push(2) + b"+a\r\n", push(3) + b"+b\r\n")) as url:
         client = redis.connect(url=url, on_push=handler)
         with pytest.raises(KeyboardInterrupt):
             redis.do(client.call("GET", "k"))
@@ -225,7 +215,7 @@ def test_a_full_queue_gives_way_to_one_none() -> None:
 def test_thousands_of_pushes_in_one_reply_are_told_or_said_to_be_lost(redis: Redis) -> None:
     told: list[list[Any] | None] = []
     many = b"".join(map(push, range(5000)))
-    with scripted(answers(many + b"+mine\r\n")) as url:
+    with serving(answers(many + b"+mine\r\n")) as url:
         client = redis.connect(url=url, on_push=told.append)
         assert redis.do(client.call("GET", "k")) == b"mine"
     found = numbers(told)
@@ -252,7 +242,7 @@ def test_any_number_of_pushes_costs_a_bounded_memory(
         told += 1
 
     long = b">1\r\n$1000\r\n%b\r\n" % (b"x" * 1000)
-    with scripted(answers(long * 6000 + b"+mine\r\n")) as url:
+    with serving(answers(long * 6000 + b"+mine\r\n")) as url:
         client = redis.connect(url=url, on_push=handler if handled else None)
         tracemalloc.start()
         try:

@@ -15,7 +15,7 @@ import pytest
 from conftest import Redis
 from counting import cost
 from proxy import TO_CLIENT, TO_SERVER, Fault, Kind, Proxy
-from rawredis_llm import Batch, Client, Command, EmbeddedServer, Retry, Script, errors
+from rawredis_llm import AsyncClient, Batch, Client, Command, EmbeddedServer, Retry, Script, errors
 from rawredis_llm.protocol.operation import Op
 
 Function = Callable[[], Op[list[Any]]]
@@ -480,19 +480,22 @@ def test_a_transaction_whose_time_is_up_is_not_sent(redis: Redis) -> None:
     assert redis.do(redis.client.call("EXISTS", "n")) == 0
 
 
-def test_one_that_is_late_for_its_transaction_begins_anew(redis: Redis) -> None:
+def test_a_connection_that_is_lost_before_the_end_lets_it_begin_anew(
+    server: EmbeddedServer,
+) -> None:
     runs = []
 
-    def function() -> Op[list[Any]]:
-        runs.append(1)
-        yield from Command(("GET", "n"))
-        if len(runs) == 1:
-            with Client(redis.url) as other:
-                other.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-        yield from Command(("GET", "n"))
-        return [("INCR", "n")]
+    async def main() -> list[Any]:
+        async with AsyncClient(server.url) as client:
 
-    client = redis.connect(retry=Retry(attempts=3))
-    with suppress(errors.OutcomeUnknownError):  # the second read may have been on its way
-        assert redis.do(client.transaction(function, watch=["n"])) == [1]
-        assert len(runs) == 2
+            def function() -> Op[list[Any]]:
+                runs.append(1)
+                yield from Command(("GET", "fresh"))
+                if len(runs) == 1:
+                    client._retire("reauthenticated")  # as another task may, by reauthenticate()
+                return [("INCR", "fresh"), ("DEL", "fresh")]
+
+            return await client.transaction(function, watch=["fresh"])
+
+    assert asyncio.run(main()) == [1, 1]
+    assert len(runs) == 2

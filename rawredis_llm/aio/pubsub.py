@@ -157,7 +157,7 @@ class Subscription:
             self._connection, self._lost = None, True
         return self._connection
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
+    async def _connect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         """Connect and subscribe to all that is wanted, as often as the time allows."""
         tried = 0
         while True:
@@ -186,7 +186,7 @@ class Subscription:
                 await asyncio.sleep(pause)
             else:
                 self._connection, self._lost = connection, False
-                return connection
+                return
 
     async def _confirm(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
         while self._subscriber.owed:

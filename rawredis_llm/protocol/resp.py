@@ -345,11 +345,11 @@ def _refusal(refusals: list[ReplyError], address: str, text: str) -> ReplyError:
 
 _ATTRIBUTE, _PUSH, _MAP = b"|>%"
 _MANY_IN: Final = frozenset(b">*~%")
-_SIZED: Final = frozenset(b"$=!>*~%")
+_SIZED: Final = _MANY_IN | set(b"$=!")
 # What may be an attribute, a push without or of an absurd size, or a million elements and more:
 # behind a line's end, and where a reply begins.
 _RISKY: Final = rb"(?:\||>(?:-|\d{5})|[*~%]\d{7})"
-_RISKY_KINDS: Final = frozenset(b"|>*~%")
+_RISKY_KINDS: Final = _MANY_IN | {_ATTRIBUTE}
 _SHORT: Final = 4096  # bytes that are searched as a whole sooner than walked
 _TO_THE_END: Final = 1 << 62
 _LONGEST_LINE: Final = 1 << 20  # bytes; a line is searched anew with every piece of it

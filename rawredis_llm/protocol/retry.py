@@ -128,8 +128,8 @@ def refusal(reply: Any, what: Batch | Sequence[Any]) -> ReplyError | None:
     `reply` is a command's, or the list of a batch's.
     """
     if not isinstance(what, Batch):
-        refused = refused_of(reply)
-        return None if refused is not None and _may_be_a_scripts(refused, what) else refused
+        refused = isinstance(reply, ReplyError) and not _may_be_a_scripts(reply, what)
+        return reply if refused else None
     if not isinstance(reply[-1], ReplyError) or _may_be_a_scripts(reply[0], what):
         return None
     refusals = [one for one in reply if isinstance(one, ReplyError)]

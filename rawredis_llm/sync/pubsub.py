@@ -6,7 +6,7 @@ Must not import asyncio, or what is stored.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
@@ -109,35 +109,39 @@ class Subscription:
         deadline = monotonic() + self._settings.timeout
         connection = self._here()
         if connection is not None:
-            self._reading = True
-            try:
-                connection.send(encode_many(commands)[0][0], deadline)
-                self._confirm(connection, deadline)
-            except RedisConnectionError:
-                self._drop(connection)
-            except BaseException:
-                self._drop(connection)
-                raise
-            finally:
-                self._reading = False
+            self._guard(connection, lambda: self._ask(connection, commands, deadline))
         if self._connection is None:
             self._connect(deadline)  # it asks for all that is wanted
 
     def _read(self, limit: float) -> None:
         """Wait for a frame until the limit, or until it is time to look after the server."""
-        subscriber = self._subscriber
         connection = self._here()
-        if connection is None:
+        if connection is None:  # and then there may be a gap to tell, or what has come already
             self._connect(monotonic() + self._settings.timeout)
-            return  # there may be a gap to tell, or what came with the confirmation
+        else:
+            self._guard(connection, lambda: self._wait(connection, limit))
+
+    def _wait(self, connection: Connection, limit: float) -> None:
+        subscriber = self._subscriber
+        frame = connection.next_frame(min(limit, subscriber.wake))
+        now = monotonic()
+        if frame is not NOT_ENOUGH:
+            subscriber.take(frame, now)
+        elif now >= subscriber.wake:
+            connection.send(encode_many(subscriber.look_after(now))[0][0], subscriber.wake)
+
+    def _ask(
+        self, connection: Connection, commands: Sequence[Sequence[Any]], deadline: float
+    ) -> None:
+        for data, _ in encode_many(commands):
+            connection.send(data, deadline)
+        self._confirm(connection, deadline)
+
+    def _guard(self, connection: Connection, use: Callable[[], None]) -> None:
+        """Use a connection; drop it whatever goes wrong. Its loss alone is no error yet."""
         self._reading = True
         try:
-            frame = connection.next_frame(min(limit, subscriber.wake))
-            now = monotonic()
-            if frame is not NOT_ENOUGH:
-                subscriber.take(frame, now)
-            elif now >= subscriber.wake:
-                connection.send(encode_many(subscriber.look_after(now))[0][0], subscriber.wake)
+            use()
         except RedisConnectionError:
             self._drop(connection)
         except BaseException:
@@ -155,7 +159,7 @@ class Subscription:
             self._drop(connection)
         return self._connection
 
-    def _connect(self, deadline: float) -> Connection:
+    def _connect(self, deadline: float) -> None:
         """Connect and subscribe to all that is wanted, as often as the time allows."""
         tried = 0
         while True:
@@ -164,9 +168,7 @@ class Subscription:
             connection = Connection(self._settings)
             try:
                 connection.open(deadline)
-                for data, _ in encode_many(self._subscriber.resume(monotonic())):
-                    connection.send(data, deadline)
-                self._confirm(connection, deadline)
+                self._ask(connection, self._subscriber.resume(monotonic()), deadline)
                 if self._closed:  # meanwhile
                     raise RuntimeError("the subscription is closed")
                 self._subscriber.resumed(lost=self._lost)
@@ -174,13 +176,13 @@ class Subscription:
                 self._subscriber.not_resumed()
                 self._drop(connection)
                 tried += 1
-                pause = self._retry.pause(error, _PING, tried, idempotent=True)
+                pause = self._retry.pause(error, ("PING",), tried, idempotent=True)
                 if pause is None or monotonic() + pause >= deadline:
                     raise
                 sleep(pause)
             else:
                 self._connection, self._process, self._lost = connection, os.getpid(), False
-                return connection
+                return
 
     def _confirm(self, connection: Connection, deadline: float) -> None:
         while self._subscriber.owed:
@@ -193,6 +195,3 @@ class Subscription:
         connection.close("OutcomeUnknownError")
         if self._connection is connection:
             self._connection, self._lost = None, True
-
-
-_PING = ("PING",)
