@@ -1,5 +1,7 @@
 """The contenders, the race that measures them, and the table it ends in.
 
+Those of loads and searches are in `search.py`; the race and its rules are the same.
+
 Each scenario is run by the contenders that take part in it, against a real server on loopback:
 
 * `socket + hiredis`: a blocking socket and `hiredis.Reader`, without timeouts, errors or threads.
@@ -37,61 +39,30 @@ import platform
 import socket
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import hiredis
-import numpy as np
 import pytest
 
-from rawredis_llm import AsyncClient, Client, EmbeddedServer, Numeric, Tag, Vector, VectorIndex
+from rawredis_llm import AsyncClient, Client, EmbeddedServer
 from rawredis_llm.latency.recorder import Recorder
 
 FLOOR = "socket + hiredis"
 RIVAL = "redis-py"
 RIVALS = {"redis": "redis", "valkey-glide": "glide"}  # the package's name, and the module's
-BATCH = 500  # rows a write when loading, for all
-KNN = "*=>[KNN 10 @v $vector AS distance]"
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 Run: TypeAlias = Callable[[], Any]
 """Performs a scenario once and returns its result, in whatever form the contender has it."""
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Hashes `name:0` and on: a float32 array of shape (n, dim), and each row's tag and number."""
-
-    name: str
-    vectors: Any
-    kinds: list[str]
-    years: list[int]
-
-    @property
-    def keys(self) -> list[str]:
-        """All keys, in order."""
-        return [f"{self.name}:{i}" for i in range(len(self.vectors))]
-
-    def rows(self) -> list[tuple[str, Any, str, int]]:
-        """Return key, vector, tag and number of each document."""
-        return list(zip(self.keys, self.vectors, self.kinds, self.years, strict=True))
-
-    def part(self, name: str, count: int) -> Documents:
-        """Return the first of these documents under another name."""
-        return Documents(name, self.vectors[:count], self.kinds[:count], self.years[:count])
-
-    def index(self, client: Client) -> VectorIndex[Client]:
-        """Return an index that covers them, once it is created."""
-        fields = [Vector("v", self.vectors.shape[1]), Tag("kind"), Numeric("year")]
-        return VectorIndex(client, self.name, fields)
 
 
 class Contender(ABC):
@@ -123,24 +94,15 @@ class Contender(ABC):
         """Set the field `v` of a hash to a numpy vector."""
         return None
 
-    def load(self, documents: Documents) -> Run | None:
-        """Write all documents."""
-        return None
-
-    def knn(self, documents: Documents, vector: Any) -> Run | None:
-        """Find the ten documents nearest to a numpy vector, with their fields and distances."""
-        return None
-
-    def rows(self, found: Any) -> list[tuple[str, float, str, int]]:
-        """Return id, distance, tag and number of each row that `knn` found."""
-        raise NotImplementedError(found)
-
     @abstractmethod
     def close(self) -> None:
         """Close what is open."""
 
 
-class _Bare(Contender):
+C = TypeVar("C", bound=Contender)
+
+
+class Bare(Contender):
     """The floor, and only where it is a few lines."""
 
     name = FLOOR
@@ -150,11 +112,11 @@ class _Bare(Contender):
         self._socket = socket.create_connection((host, int(port)))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._reader = hiredis.Reader()
-        self._ask(_frame(b"HELLO", b"3"))
+        self.ask(frame(b"HELLO", b"3"))
 
     def get(self, key: str) -> Run:
         name = key.encode()
-        return lambda: self._ask(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name))
+        return lambda: self.ask(b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(name), name))
 
     def pipeline(self, pairs: Sequence[tuple[str, bytes]]) -> Run:
         shape = b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"
@@ -162,7 +124,7 @@ class _Bare(Contender):
         def run() -> Any:
             names = ((key.encode(), value) for key, value in pairs)
             frames = [shape % (len(key), key, len(value), value) for key, value in names]
-            return self._ask_all(frames)
+            return self.ask_all(frames)
 
         return run
 
@@ -170,49 +132,30 @@ class _Bare(Contender):
         return None
 
     def gets(self, keys: Sequence[str]) -> Run:
-        return lambda: self._ask_all([_frame(b"GET", key.encode()) for key in keys])
+        return lambda: self.ask_all([frame(b"GET", key.encode()) for key in keys])
 
     def threads(self, key: str, threads: int, calls: int) -> None:
         pass  # it has one socket
 
     def hset(self, key: str, vector: Any) -> Run:
-        return lambda: self._ask(_frame(b"HSET", key.encode(), b"v", vector.tobytes()))
-
-    def load(self, documents: Documents) -> Run:
-        def frame(row: tuple[str, Any, str, int]) -> bytes:
-            key, vector, kind, year = row
-            fields = (b"v", vector.tobytes(), b"kind", kind.encode(), b"year", b"%d" % year)
-            return _frame(b"HSET", key.encode(), *fields)
-
-        def run() -> None:
-            rows = documents.rows()
-            for start in range(0, len(rows), BATCH):
-                self._ask_all([frame(row) for row in rows[start : start + BATCH]])
-
-        return run
-
-    def knn(self, documents: Documents, vector: Any) -> Run:
-        head = (b"FT.SEARCH", documents.name.encode(), KNN.encode(), b"PARAMS", b"2", b"vector")
-        tail = b"SORTBY distance LIMIT 0 10 RETURN 3 distance kind year DIALECT 2".split()
-        return lambda: self._ask(_frame(*head, vector.tobytes(), *tail))
-
-    def rows(self, found: Any) -> list[tuple[str, float, str, int]]:
-        pairs = [(row[b"id"], row[b"extra_attributes"]) for row in found[b"results"]]
-        return [
-            (_id(key.decode()), float(f[b"distance"]), f[b"kind"].decode(), int(f[b"year"]))
-            for key, f in pairs
-        ]
+        return lambda: self.ask(frame(b"HSET", key.encode(), b"v", vector.tobytes()))
 
     def close(self) -> None:
         self._socket.close()
 
-    def _ask(self, frame: bytes) -> Any:
-        self._socket.sendall(frame)
+    def ask(self, request: bytes) -> Any:
+        """Send one request, return its reply."""
+        self._socket.sendall(request)
         return self._next()
 
-    def _ask_all(self, frames: list[bytes]) -> list[Any]:
-        self._socket.sendall(b"".join(frames))
-        return [self._next() for _ in frames]
+    def ask_all(self, requests: list[bytes]) -> list[Any]:
+        """Send requests in one write, return their replies."""
+        return self.exchange(b"".join(requests), len(requests))
+
+    def exchange(self, data: bytes, width: int) -> list[Any]:
+        """Send so many requests, ready as they are; return their replies."""
+        self._socket.sendall(data)
+        return [self._next() for _ in range(width)]
 
     def _next(self) -> Any:
         while (reply := self._reader.gets()) is False:
@@ -220,12 +163,13 @@ class _Bare(Contender):
         return reply
 
 
-def _frame(*args: bytes) -> bytes:
+def frame(*args: bytes) -> bytes:
+    """Return a request."""
     return b"*%d\r\n" % len(args) + b"".join([b"$%d\r\n%b\r\n" % (len(arg), arg) for arg in args])
 
 
 class _Ours(Contender):
-    """This library. Unlike the others, its `load` checks every vector and replaces whole hashes."""
+    """This library."""
 
     name = "rawredis_llm"
 
@@ -251,20 +195,6 @@ class _Ours(Contender):
 
     def hset(self, key: str, vector: Any) -> Run:
         return partial(self._client.call, "HSET", key, "v", vector)
-
-    def load(self, documents: Documents) -> Run:
-        index = documents.index(self._client)
-        fields: dict[str, list[Any]] = {"kind": documents.kinds, "year": documents.years}
-        ids = range(len(documents.vectors))
-        return lambda: index.load(ids, documents.vectors, fields, batch_size=BATCH)
-
-    def knn(self, documents: Documents, vector: Any) -> Run:
-        return partial(documents.index(self._client).search, vector, 10)
-
-    def rows(self, found: Any) -> list[tuple[str, float, str, int]]:
-        return [
-            (row.id, row.distance, row.fields["kind"], row.fields["year"]) for row in found.rows
-        ]
 
     def close(self) -> None:
         self._client.close()
@@ -313,29 +243,6 @@ class _RedisPy(Contender):
     def hset(self, key: str, vector: Any) -> Run:
         return lambda: self._client.hset(key, "v", vector.tobytes())
 
-    def load(self, documents: Documents) -> Run:
-        def run() -> None:
-            rows = documents.rows()
-            for start in range(0, len(rows), BATCH):
-                pipe = self._client.pipeline(transaction=False)
-                for key, vector, kind, year in rows[start : start + BATCH]:
-                    fields = {"v": vector.tobytes(), "kind": kind, "year": year}
-                    pipe.hset(key, mapping=fields)
-                pipe.execute()
-
-        return run
-
-    def knn(self, documents: Documents, vector: Any) -> Run:
-        # The query is built once: only the vector changes from call to call.
-        query = importlib.import_module("redis.commands.search.query").Query(KNN)
-        query.sort_by("distance").paging(0, 10).return_fields("distance", "kind", "year").dialect(2)
-        search = self._client.ft(documents.name).search
-        return lambda: search(query, {"vector": vector.tobytes()})
-
-    def rows(self, found: Any) -> list[tuple[str, float, str, int]]:
-        pairs = [(row["id"], row["extra_attributes"]) for row in found["results"]]
-        return [(_id(key), float(f["distance"]), f["kind"], int(f["year"])) for key, f in pairs]
-
     def close(self) -> None:
         self._client.close()
         self._loop.run_until_complete(self._tasks_client.aclose())
@@ -374,10 +281,6 @@ class _Glide(Contender):
     def close(self) -> None:
         self._loop.run_until_complete(self._client.close())
         self._loop.close()
-
-
-def _id(key: str) -> str:
-    return key.partition(":")[2]
 
 
 def _in_tasks(loop: asyncio.AbstractEventLoop, call: Run, tasks: int, calls: int) -> Run:
@@ -419,6 +322,13 @@ class Outcome:
     position: int  # in the file: tests may run in any order
     samples: dict[str, list[Sample]]
 
+    def ratio(self, name: str, other: str) -> Sample:
+        """Return a contender's time divided by another's: the median of the rounds' own ratios."""
+        pairs = list(zip(self.samples[name], self.samples[other], strict=True))
+        return Sample(
+            median(a.cpu / b.cpu for a, b in pairs), median(a.wall / b.wall for a, b in pairs)
+        )
+
     def figures(self, name: str) -> dict[str, float]:
         """Return a contender's figures: microseconds per operation, and ratios to redis-py."""
         own = self.samples[name]
@@ -426,40 +336,66 @@ class Outcome:
         for position, kind in enumerate(Sample._fields):
             values = [sample[position] * 1e6 for sample in own]
             figures |= {f"{kind}_us": median(values), f"{kind}_us_min": min(values)}
-            if rival := self.samples.get(RIVAL):
-                pairs = zip(rival, own, strict=True)
-                figures[f"{kind}_ratio"] = median(o[position] / r[position] for r, o in pairs)
+            if RIVAL in self.samples:
+                figures[f"{kind}_ratio"] = self.ratio(name, RIVAL)[position]
         if floor := self.samples.get(FLOOR):
             pairs = zip(floor, own, strict=True)
             figures["cpu_us_over_floor"] = median((o.cpu - f.cpu) * 1e6 for f, o in pairs)
         return figures
 
-    def rows(self) -> Iterator[str]:
-        """Yield the scenario's rows of the table."""
-        for name in self.samples:
-            found = self.figures(name)
-            cells = [self.scenario, name]
-            cells += [f"{found[k]:.1f} ({found[k + '_min']:.1f})" for k in ("cpu_us", "wall_us")]
-            for key, form in (
-                ("cpu_us_over_floor", ".1f"),
-                ("cpu_ratio", ".2f"),
-                ("wall_ratio", ".2f"),
-            ):
-                cells.append(format(found[key], form) if key in found else "-")
-            yield f"| {' | '.join(cells)} |"
-        if RIVAL not in self.samples:
-            yield f"| {self.scenario} | {RIVAL} | not installed | | | | |"
+    def cells(self, name: str) -> list[str]:
+        """Return the cells that begin a contender's row: CPU and wall time, median and least."""
+        found = self.figures(name)
+        times = [f"{found[k]:.1f} ({found[k + '_min']:.1f})" for k in ("cpu_us", "wall_us")]
+        return [self.scenario, name, *times]
 
 
-OUTCOMES = pytest.StashKey[list[Outcome]]()
-ENVIRONMENT = pytest.StashKey[str]()
+def rows(outcome: Outcome) -> Iterator[list[str]]:
+    """Yield a scenario's rows of the table: each contender beside redis-py."""
+    for name in outcome.samples:
+        found = outcome.figures(name)
+        forms = {"cpu_us_over_floor": ".1f", "cpu_ratio": ".2f", "wall_ratio": ".2f"}
+        ratios = [format(found[k], form) if k in found else "-" for k, form in forms.items()]
+        yield [*outcome.cells(name), *ratios]
+    if RIVAL not in outcome.samples:
+        yield [outcome.scenario, RIVAL, "not installed", "", "", "", ""]
+
+
+@dataclass
+class Report:
+    """The table of one file of scenarios: printed at the end, and written if that was asked for."""
+
+    file: Path
+    head: str
+    legend: str
+    columns: list[str]  # from the third on they are numbers
+    rows: Callable[[Outcome], Iterable[list[str]]]
+    environment: str
+    outcomes: list[Outcome] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def pytest_terminal_summary(
+        self, terminalreporter: Any, exitstatus: int, config: pytest.Config
+    ) -> None:
+        """Print the table; write it if that was asked for and nothing failed."""
+        if not self.outcomes and not self.notes:
+            return
+        rule = ["---" if i < 2 else "--:" for i in range(len(self.columns))]
+        ordered = sorted(self.outcomes, key=lambda outcome: outcome.position)
+        table = [self.columns, rule, *(row for outcome in ordered for row in self.rows(outcome))]
+        lines = [self.legend, "", *(f"| {' | '.join(row)} |" for row in table)]
+        lines += ["", *self.notes] if self.notes else []
+        terminalreporter.section(self.file.name)
+        terminalreporter.write_line("\n".join([self.environment, *lines]))
+        if config.getoption("--write-results") and exitstatus == pytest.ExitCode.OK:
+            self.file.write_text("\n".join([self.head, f"{self.environment}.", "", *lines, ""]))
 
 
 @dataclass(frozen=True)
-class Race:
+class Race(Generic[C]):
     """Measures one scenario: called once in a test."""
 
-    contenders: list[Contender]
+    contenders: list[C]
     benchmark: Any
     outcomes: list[Outcome]
     position: int
@@ -467,8 +403,8 @@ class Race:
     def __call__(
         self,
         scenario: str,
-        prepare: Callable[[Contender], Run | None],
-        check: Callable[[Contender, Any], None],
+        prepare: Callable[[C], Run | None],
+        check: Callable[[C, Any], None],
         *,
         rounds: int,
         repeats: int = 1,
@@ -528,21 +464,31 @@ def server(pytestconfig: pytest.Config) -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture(scope="module")
-def client(server: EmbeddedServer, pytestconfig: pytest.Config) -> Iterator[Client]:
+def client(server: EmbeddedServer) -> Iterator[Client]:
     """Return a client that prepares and looks after, and is not measured."""
     with Client(server.url) as client:
-        pytestconfig.stash[ENVIRONMENT] = _environment(client)
         yield client
+
+
+@pytest.fixture(scope="module")
+def report(pytestconfig: pytest.Config, client: Client) -> Report:
+    """Return what the outcomes are to be put into."""
+    columns = ["scenario", "contender", "CPU us", "wall us", "over the floor", "CPU ratio"]
+    columns.append("wall ratio")
+    packages = [name for name, module in RIVALS.items() if installed(module)]
+    report = Report(RESULTS, HEAD, LEGEND, columns, rows, environment(client, packages))
+    pytestconfig.pluginmanager.register(report)
+    return report
 
 
 @pytest.fixture(scope="module")
 def contenders(server: EmbeddedServer) -> Iterator[list[Contender]]:
     """Return all clients, connected to the same server."""
-    contenders: list[Contender] = [_Bare(server.url), _Ours(server.url), _Observed(server.url)]
-    redis = _installed("redis")
+    contenders: list[Contender] = [Bare(server.url), _Ours(server.url), _Observed(server.url)]
+    redis = installed("redis")
     if redis is not None:
         contenders.append(_RedisPy(redis, server.url))
-    glide = _installed("glide")
+    glide = installed("glide")
     if glide is not None:
         contenders.append(_Glide(glide, server.url))
     yield contenders
@@ -550,22 +496,15 @@ def contenders(server: EmbeddedServer) -> Iterator[list[Contender]]:
         contender.close()
 
 
-@pytest.fixture(scope="session")
-def documents() -> Documents:
-    """Return 10,000 documents of 768 dimensions, the same at each run."""
-    vectors = np.random.default_rng(0).standard_normal((10_000, 768), dtype=np.float32)
-    kinds = [("book", "film", "song")[i % 3] for i in range(len(vectors))]
-    return Documents("bench", vectors, kinds, [1900 + i % 100 for i in range(len(vectors))])
-
-
 @pytest.fixture
-def race(contenders: list[Contender], benchmark: Any, request: pytest.FixtureRequest) -> Race:
+def race(
+    contenders: list[C], benchmark: Any, report: Report, request: pytest.FixtureRequest
+) -> Race[C]:
     """Return what measures a scenario."""
-    outcomes = request.config.stash.setdefault(OUTCOMES, [])
-    return Race(contenders, benchmark, outcomes, request.node.location[1])
+    return Race(contenders, benchmark, report.outcomes, request.node.location[1])
 
 
-def _installed(name: str) -> Any:
+def installed(name: str) -> Any:
     """Return a module, or None."""
     try:
         return importlib.import_module(name)
@@ -573,7 +512,7 @@ def _installed(name: str) -> Any:
         return None
 
 
-def _environment(client: Client) -> str:
+def environment(client: Client, packages: Sequence[str]) -> str:
     """Return what the figures were taken on."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -582,8 +521,7 @@ def _environment(client: Client) -> str:
     info = client.call("INFO", "server").decode().splitlines()
     redis = next(line.partition(":")[2] for line in info if line.startswith("redis_version:"))
     modules = {module[b"name"]: module[b"ver"] for module in client.call("MODULE", "LIST")}
-    rivals = [name for name, module in RIVALS.items() if _installed(module)]
-    names = ["hiredis", "numpy", *rivals]
+    names = ["hiredis", "numpy", *packages]
     return (
         f"{processor}, {os.cpu_count()} cores; "
         f"{platform.python_implementation()} {platform.python_version()}; "
@@ -603,29 +541,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.benchmark_quiet = True
 
 
-def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:
-    """Print the table; write it if that was asked for and nothing failed."""
-    outcomes = config.stash.setdefault(OUTCOMES, [])
-    if not outcomes:
-        return
-    outcomes.sort(key=lambda outcome: outcome.position)
-    table = [
-        "| scenario | contender | CPU us | wall us | over the floor | CPU ratio | wall ratio |",
-        "|---|---|--:|--:|--:|--:|--:|",
-        *(row for outcome in outcomes for row in outcome.rows()),
-    ]
-    environment = config.stash[ENVIRONMENT]
-    terminalreporter.section("bench")
-    terminalreporter.write_line("\n".join([environment, LEGEND, "", *table]))
-    if config.getoption("--write-results") and exitstatus == pytest.ExitCode.OK:
-        RESULTS.write_text("\n".join([HEAD, f"{environment}.", "", LEGEND, "", *table, ""]))
-
-
 LEGEND = f"""\
 Microseconds per operation: median (least) of the rounds. CPU: the client process, user and system.
 Over the floor: CPU beyond the bare socket's, which is what a library can be blamed for.
-Ratio: the contender's time divided by {RIVAL}'s: 0.50 is half of it.
-In KNN the bare socket stops at the raw reply, {RIVAL} at dicts of text."""
+Ratio: the contender's time divided by {RIVAL}'s: 0.50 is half of it."""
 HEAD = """\
 # What a call costs the client
 

@@ -24,10 +24,14 @@ if TYPE_CHECKING:
     from .protocol.script import Script as Script
     from .retriever import Document as Document
     from .retriever import Retriever as Retriever
+    from .search.fields import Geo as Geo
+    from .search.fields import GeoShape as GeoShape
+    from .search.fields import Numeric as Numeric
+    from .search.fields import Tag as Tag
+    from .search.fields import Text as Text
     from .search.filters import Filter as Filter
-    from .search.schema import Numeric as Numeric
-    from .search.schema import Tag as Tag
-    from .search.schema import Text as Text
+    from .search.filters import Raw as Raw
+    from .search.schema import Schema as Schema
     from .search.schema import Vector as Vector
     from .semantic_cache import SemanticCache as SemanticCache
     from .server import EmbeddedServer as EmbeddedServer
@@ -48,8 +52,9 @@ _NAMES = {
     "protocol.retry": ("Retry",),
     "protocol.script": ("Script",),
     "retriever": ("Document", "Retriever"),
-    "search.filters": ("Filter",),
-    "search.schema": ("Numeric", "Tag", "Text", "Vector"),
+    "search.fields": ("Geo", "GeoShape", "Numeric", "Tag", "Text"),
+    "search.filters": ("Filter", "Raw"),
+    "search.schema": ("Schema", "Vector"),
     "semantic_cache": ("SemanticCache",),
     "server": ("EmbeddedServer",),
     "sync.client": ("Client",),
@@ -69,15 +74,19 @@ __all__ = [
     "Document",
     "EmbeddedServer",
     "Filter",
+    "Geo",
+    "GeoShape",
     "HashingEmbedder",
     "LLMCache",
     "Message",
     "Numeric",
     "Plan",
+    "Raw",
     "RedisError",
     "Retriever",
     "Retry",
     "Row",
+    "Schema",
     "Script",
     "SearchResult",
     "SemanticCache",

@@ -25,7 +25,8 @@ from .latency.report import HEADINGS, rows, table
 from .memory import VectorMemory
 from .protocol.operation import Request, Runnable, watched
 from .retriever import Retriever
-from .search.schema import Numeric, Tag, Text, Vector
+from .search.fields import Numeric, Tag, Text
+from .search.schema import Vector
 from .semantic_cache import SemanticCache
 from .server import EmbeddedServer
 from .sync.client import Client

@@ -32,18 +32,22 @@ __all__ = [
     "MovedError",
     "NoPermissionError",
     "NoScriptError",
+    "NotIndexedError",
     "OutOfMemoryError",
     "OutcomeUnknownError",
+    "PartialResultError",
     "PoolTimeoutError",
     "ProtocolError",
     "ReadOnlyError",
     "ReadTimeoutError",
     "RedisError",
     "ReplyError",
+    "SearchTimeoutError",
     "SearchUnavailableError",
     "TimeoutError",
     "TryAgainError",
     "UnexpectedReplyError",
+    "UnsupportedError",
     "VectorSizeError",
     "WatchError",
     "WrongTypeError",
@@ -137,6 +141,23 @@ class IndexMismatchError(RedisError):
     """An index, or the embedder it was filled by, is not the one that was asked for."""
 
     hint = "Take another name or namespace, or drop the index and fill it anew"
+
+
+class UnsupportedError(RedisError):
+    """The server's version does not have what was asked for; nothing was sent."""
+
+
+class NotIndexedError(RedisError):
+    """Documents were stored that the server did not index; `ids` are those, up to 1,000 of them."""
+
+    ids: tuple[str, ...] = ()
+    hint = "Compare them with the schema; they are stored, and no search finds them"
+
+
+class PartialResultError(RedisError):
+    """The server could not look at everything: its time was up, or the index is being built."""
+
+    hint = "Give more timeout=, or call wait_until_indexed() first"
 
 
 class WatchError(RedisError):
@@ -235,6 +256,12 @@ class VectorSizeError(ReplyError, IndexMismatchError):
     """The index holds vectors of another size: another embedder filled it."""
 
 
+class SearchTimeoutError(ReplyError):
+    """The server's own time limit of a search passed; it is set to fail then."""
+
+    hint = "Give the search more timeout=, or see ON_TIMEOUT and TIMEOUT in FT.CONFIG"
+
+
 class IndexExistsError(ReplyError):
     """There is a search index of this name already."""
 
@@ -271,6 +298,7 @@ _BY_TEXT: tuple[tuple[str, re.Pattern[str], type[ReplyError]], ...] = (
     ("FT.", re.compile("no such index|unknown index name", re.IGNORECASE), IndexNotFoundError),
     ("FT.", re.compile("vector blob size", re.IGNORECASE), VectorSizeError),
     ("FT.", re.compile("index already exists", re.IGNORECASE), IndexExistsError),
+    ("FT.", re.compile("timeout limit was reached", re.IGNORECASE), SearchTimeoutError),
 )
 
 

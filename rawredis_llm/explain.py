@@ -11,13 +11,13 @@ from typing import Any
 
 from .protocol.operation import Batch, Command, Embed, Request
 
-__all__ = ["argv"]
+__all__ = ["argv", "shown"]
 
 
 def argv(request: Request) -> list[str]:
     """Return one line for each command that a request sends; [] for one that sends none."""
     if isinstance(request, Command):
-        return [" ".join(map(_shown, request.args))]
+        return [" ".join(map(shown, request.args))]
     if isinstance(request, Batch):
         lines = []
         for member in request.members:
@@ -28,7 +28,7 @@ def argv(request: Request) -> list[str]:
     return []
 
 
-def _shown(arg: Any) -> str:
+def shown(arg: Any) -> str:
     """Return an argument as a shell would take it; bytes that are no text by their number."""
     if not isinstance(arg, (str, bytes, int, float)):
         return f"<{memoryview(arg).nbytes} bytes>"

@@ -14,7 +14,7 @@ from .errors import UnexpectedReplyError
 from .keys import from_json, key_segment, milliseconds, require_text, to_json
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Command, Op, Plan, operation
-from .search.schema import whole_number
+from .search.filters import whole_number
 
 __all__ = ["ChatHistory", "Message"]
 

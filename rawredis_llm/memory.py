@@ -14,8 +14,10 @@ from .errors import IndexNotFoundError
 from .keys import clear_entries, digest, from_json, require_text, to_json
 from .protocol.operation import Bound, C_co, Now, Op, Plan, operation
 from .retriever import Document
+from .search.fields import Tag
+from .search.filters import whole_number
 from .search.query import ensure_index, write_indexed
-from .search.schema import Tag, Vector, whole_number
+from .search.schema import Vector
 from .vector_index import Row, VectorIndex
 
 __all__ = ["VectorMemory"]

@@ -26,14 +26,15 @@ from .keys import (
 )
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Command, Now, Op, Plan, operation
+from .search.fields import Tag
 from .search.query import DISTANCE, drop_index, ensure_index, knn, write_indexed
 from .search.replies import SearchReply
-from .search.schema import Schema, Tag, Vector
+from .search.schema import Schema, Vector
 from .search.vectors import as_vector, similarity
 
 __all__ = ["SemanticCache"]
 
-_ENTRY_FIELDS = ("scope", "model", "entry")
+_RETURNED = ("RETURN", 4, DISTANCE, "scope", "model", "entry")
 
 
 class _Known:
@@ -116,7 +117,7 @@ class SemanticCache(Bound[C_co]):
                 "vector",
                 query.data.cast("B"),
                 1,
-                _ENTRY_FIELDS,
+                _RETURNED,
                 decode=_nearest,
             )
         except IndexNotFoundError:
@@ -233,7 +234,7 @@ def _nearest(reply: SearchReply) -> tuple[bytes, float, dict[bytes, bytes]] | No
     """Return key, distance and fields of the one row; None where it expired meanwhile."""
     if not reply.rows or not reply.rows[0][1]:
         return None
-    key, fields = reply.rows[0]
+    key, fields, _ = reply.rows[0]
     assert fields is not None
     try:
         return key, float(fields[DISTANCE.encode()]), fields

@@ -218,7 +218,8 @@ class EmbeddedServer:
         listen += ["--unixsocket", str(path), "--unixsocketperm", "700"]
         keep = ["--save", "", "--appendonly", "yes" if self._persist_to else "no"]
         keep += ["--dir", str(self._persist_to or folder)]
-        load = ["--loadmodule", str(module)] if module else []
+        modules = [module, module.with_name("rejson.so")] if module else []
+        load = [word for path in modules if path.exists() for word in ("--loadmodule", str(path))]
         with log.open("wb") as output:
             self._process = process = subprocess.Popen(
                 ["/bin/sh", "-c", _LAUNCH, folder, binary, *listen, *keep, *load, *self._extra],

@@ -65,7 +65,7 @@ class Script(Runner):
     def _answer(self, request: Request, reply: Any) -> Any:
         if isinstance(reply, Exception) and not isinstance(reply, ReplyError):
             raise reply
-        if isinstance(request, (Embed, Now)):
+        if not isinstance(request, (Command, Batch)):
             return reply
         Batch([request]).encode()  # as a client does first: it raises for what cannot be sent
         if isinstance(request, Command):

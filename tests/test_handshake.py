@@ -348,12 +348,14 @@ def test_a_server_with_search_says_so(redis: Redis) -> None:
         search=0,
         coordinator=info.coordinator,
         hybrid=info.hybrid,
+        json=info.json,
     )
     assert info.search is not None
     assert info.search > 20000
     entry = redis.do(redis.client.call("COMMAND", "INFO", "FT.SEARCH"))[0]
     assert info.coordinator == (entry[3] == 0)
     assert info.hybrid == (redis.do(redis.client.call("COMMAND", "INFO", "FT.HYBRID")) != [None])
+    assert info.json == (redis.do(redis.client.call("COMMAND", "INFO", "JSON.SET")) != [None])
 
 
 def test_a_server_without_search_says_so(redis: Redis, plain_server: EmbeddedServer) -> None:
@@ -365,7 +367,7 @@ def test_a_server_without_search_says_so(redis: Redis, plain_server: EmbeddedSer
 def test_a_server_is_asked_once_and_in_one_round_trip(redis: Redis) -> None:
     first = cost(redis, lambda: redis.client.server_info)
     assert (first.round_trips, first.connections) == (1, 0)
-    assert first.commands == {"HELLO": 1, "COMMAND|INFO": 2}
+    assert first.commands == {"HELLO": 1, "COMMAND|INFO": 3}
     second = cost(redis, lambda: redis.client.server_info)
     assert (second.round_trips, second.commands) == (0, {})
     assert second.result == first.result
@@ -427,6 +429,7 @@ def test_servers_are_told_apart(
         "INFO server": bulk("# Server", *told),
         "COMMAND INFO FT.SEARCH": search,
         "COMMAND INFO FT.HYBRID": hybrid,
+        "COMMAND INFO JSON.SET": NONE,
     }
     with Fake(lambda _, line: answers.get(line, polite(line))) as fake:
         if hello == NO_HELLO:

@@ -24,9 +24,11 @@ from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
     AsyncRunner,
     Batch,
+    Call,
     Command,
     Embed,
     Op,
+    Pause,
     Request,
     Runnable,
     members_of,
@@ -173,7 +175,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         await self.call("PING")
 
     async def _pages(
-        self, page: Callable[[bytes], Command[tuple[bytes, list[T]]]]
+        self, page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]]
     ) -> AsyncIterator[T]:
         cursor = b"0"
         while True:
@@ -190,7 +192,10 @@ class AsyncClient(BaseClient, AsyncRunner):
             return await self._batch(request)
         if isinstance(request, Embed):
             return await _embed(request)
-        return time()
+        if isinstance(request, Call):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(None, request.function, *request.args)
+        return await asyncio.sleep(request.seconds) if isinstance(request, Pause) else time()
 
     async def _one(
         self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False

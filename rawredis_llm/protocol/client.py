@@ -255,6 +255,14 @@ class BaseClient:
         """Iterate over a sorted set's members and scores, as `scan` does over keys."""
         return self._pages(lambda cursor: protocol.zscan(key, cursor, match, count))
 
+    @iterated
+    def pages(self, page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]]) -> Iterator[T]:
+        """Iterate over items that come in pages.
+
+        `page(cursor)` returns an op of the next cursor and a list; b"0" begins, and ends, it.
+        """
+        return self._pages(page)
+
     @coloured
     def reauthenticate(self) -> None:
         """Replace all connections by such with new credentials, and see that they are accepted.

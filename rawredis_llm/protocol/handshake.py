@@ -130,7 +130,7 @@ class ServerInfo(NamedTuple):
     `name` is `redis` or `valkey`, `version` its version, `protocol` the RESP level in use, `mode`
     `standalone`, `cluster` or `sentinel`. `search` is the search engine's version as a number
     (21005 is 2.10.5), 0 if that is not told, None without one. `coordinator`: whether it can search
-    a whole cluster; `hybrid`: whether it has FT.HYBRID.
+    a whole cluster; `hybrid`: whether it has FT.HYBRID; `json`: whether it has JSON documents.
     """
 
     name: str
@@ -140,6 +140,7 @@ class ServerInfo(NamedTuple):
     search: int | None
     coordinator: bool
     hybrid: bool
+    json: bool = False
 
 
 def server_info() -> Op[ServerInfo]:
@@ -148,12 +149,13 @@ def server_info() -> Op[ServerInfo]:
     COMMAND INFO tells whether there is a search engine, and whether it has a coordinator: then
     FT.SEARCH has no key (Redis 8), without one its first "key" is the index (RediSearch 2).
     """
-    hello, info, search, hybrid = yield from Batch(
+    hello, info, search, hybrid, json = yield from Batch(
         [
             Command(("HELLO",), as_mapping),
             Command(("INFO", "server")),
             Command(("COMMAND", "INFO", "FT.SEARCH")),
             Command(("COMMAND", "INFO", "FT.HYBRID")),
+            Command(("COMMAND", "INFO", "JSON.SET")),
         ],
         raise_errors=False,
     )
@@ -172,6 +174,7 @@ def server_info() -> Op[ServerInfo]:
         search=None if entry is None else (versions or [0])[0],
         coordinator=entry is not None and entry[3] == 0,
         hybrid=_command_entry(hybrid) is not None,
+        json=_command_entry(json) is not None,
     )
 
 

@@ -10,6 +10,8 @@ Request    what the runner does                  what the op is sent
 Command    sends it, reads one reply             the decoded reply
 Batch      sends all in one write, reads all     a list: what each of them gives
 Embed      calls the user's embedder             its vectors, one per text
+Call       calls a function that may block       its result
+Pause      waits                                 None
 Now        looks at the clock                    seconds since the epoch, a float
 =========  ====================================  =========================================
 
@@ -65,10 +67,12 @@ __all__ = [
     "AsyncRunner",
     "Batch",
     "Bound",
+    "Call",
     "Command",
     "Embed",
     "Now",
     "Op",
+    "Pause",
     "Plan",
     "Request",
     "Runnable",
@@ -143,8 +147,8 @@ class Batch:
         self.raise_errors = raise_errors
         self._kinds = set(map(type, self.members))
         width = len(self.members)
-        if Batch in self._kinds:
-            width += sum(member.width - 1 for member in self.members if type(member) is Batch)
+        if not self._kinds <= {tuple, Command}:
+            width += sum(member.width - 1 for member in self.members if isinstance(member, Batch))
         self.width = width + 2 if atomic and width else width
 
     def __iter__(self) -> Generator[Request, Any, list[Any]]:
@@ -243,6 +247,43 @@ def _executed(replies: Sequence[Any], batch: Batch) -> Sequence[Any]:
     return executed
 
 
+class Ready(Batch):
+    """A batch of raw replies whose bytes were made beforehand, in portions with their widths.
+
+    `commands` makes the same commands anew, for who must see them one by one.
+    """
+
+    __slots__ = ("_portions", "commands", "names")
+
+    def __init__(
+        self,
+        portions: list[tuple[bytes, int]],
+        names: str,
+        commands: Callable[[], Iterable[tuple[Any, ...]]],
+    ) -> None:
+        self._portions = portions
+        self._kinds = {tuple}
+        self.commands = commands
+        self.names = names
+        self.atomic = self.executes = self.raise_errors = False
+        self.waits = 0.0
+        self.width = sum(width for _, width in portions)
+
+    @property
+    def members(self) -> tuple[tuple[Any, ...], ...]:  # type: ignore[override]  # made when asked
+        """The commands."""
+        return tuple(self.commands())
+
+    @property
+    def name(self) -> str:
+        """The names of its commands, each once, in order."""
+        return self.names
+
+    def encode(self) -> list[tuple[bytes, int]]:
+        """Return the portions."""
+        return self._portions
+
+
 class Embed:
     """Ask the runner to embed texts: by `call`, or in asyncio by `acall` where there is one.
 
@@ -265,6 +306,34 @@ class Embed:
         return (yield self)
 
 
+class Call:
+    """Ask the runner to call a function that may block, such as a write to a file.
+
+    An `AsyncClient` runs it in a thread.
+    """
+
+    __slots__ = ("args", "function")
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.function = function
+        self.args = args
+
+    def __iter__(self) -> Generator[Request, Any, Any]:  # noqa: PYI058 - it is sent the result
+        return (yield self)
+
+
+class Pause:
+    """Ask the runner to wait for some seconds."""
+
+    __slots__ = ("seconds",)
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __iter__(self) -> Generator[Request, Any, None]:  # noqa: PYI058 - as its kind
+        yield self
+
+
 class Now:
     """Ask the runner for the time, in seconds since the epoch."""
 
@@ -275,7 +344,7 @@ class Now:
         return now
 
 
-Request: TypeAlias = "Command[Any] | Batch | Embed | Now"
+Request: TypeAlias = "Command[Any] | Batch | Embed | Call | Pause | Now"
 Op: TypeAlias = Generator[Request, Any, T]
 Runnable: TypeAlias = "Command[T] | Op[T]"
 
@@ -302,6 +371,10 @@ class Plan:
     def run(self, op: Runnable[T]) -> Runnable[T]:
         """Return the op."""
         return op
+
+    def pages(self, page: Any) -> Any:
+        """Raise TypeError: what iterates needs a client."""
+        raise TypeError(f"{page.__qualname__.split('.')[1]} iterates, so it cannot be planned")
 
 
 PLAN = Plan()
@@ -414,7 +487,7 @@ def steps_of(op: Any) -> Generator[Request, Any, Any]:
     """Return what runs an op step by step; raise TypeError for what is none."""
     if isinstance(op, GeneratorType):
         return op
-    if isinstance(op, (Command, Batch, Embed, Now)):
+    if isinstance(op, (Command, Batch, Embed, Call, Pause, Now)):
         return iter(op)
     if hasattr(op, "__await__") and hasattr(op, "close"):
         op.close()  # a coroutine, which would complain of never having been awaited
@@ -439,7 +512,8 @@ def together(ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> Op[l
         while waiting := [step for step in steps if step.request is not None]:
             wire = [step.request for step in waiting if isinstance(step.request, (Command, Batch))]
             if len(wire) < len(waiting):
-                yield from _resolve([s for s in waiting if isinstance(s.request, (Embed, Now))])
+                wire_steps = (Command, Batch)
+                yield from _resolve([s for s in waiting if not isinstance(s.request, wire_steps)])
                 continue
             try:
                 results = yield Batch(wire, raise_errors=False)
@@ -509,14 +583,19 @@ def _refuse_unsendable(steps: list[_Step]) -> bool:
 
 
 def _resolve(steps: list[_Step]) -> Op[None]:
-    """Answer requests that need no server: the clock, and one call for each embedder."""
+    """Answer requests that need no server, the texts to embed by one call for each embedder."""
     embeds: dict[Any, list[_Step]] = {}
     for step in steps:
         request = step.request
         if isinstance(request, Embed):
             embeds.setdefault((request.call, request.acall), []).append(step)
-        else:
-            step.resume((yield Now()))
+            continue
+        assert isinstance(request, (Call, Pause, Now))
+        try:
+            result: Any = yield request
+        except Exception as error:  # noqa: BLE001 - its op learns of it
+            result = error
+        step.resume(result)
     for (call, acall), group in embeds.items():
         texts = [text for step in group for text in step.request.texts]  # type: ignore[union-attr]
         try:

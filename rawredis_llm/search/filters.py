@@ -11,26 +11,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Collection, Iterable
+from typing import Any, Final, NamedTuple
 
-__all__ = [
-    "Filter",
-    "field_name",
-    "number",
-    "range_filter",
-    "split_words",
-    "tag_filter",
-    "tag_value",
-    "text_filter",
-    "words",
-]
+__all__ = ["Filter", "Raw"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SPACE: Final = " \t\n\v\f\r"
 _ASCII_MARKS: Final = re.compile(r"([^\w\x80-\U0010ffff])", re.ASCII)
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _SEPARATORS: Final = re.compile(r"[^\w\x80-\U0010ffff]+", re.ASCII)
+_NUMERIC: Final = re.compile(r"[0-9]|inf|nan", re.IGNORECASE)
 STOP_WORDS: Final = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their"  # noqa: SIM905 - easier to read
     " then there these they this to was will with".split()
@@ -41,34 +32,77 @@ LONGEST_TAG: Final = 4096  # bytes; RediSearch 2.10 cuts longer ones without a w
 EXACT: Final = 2**53  # whole numbers up to here are themselves as doubles, as the index holds
 
 
+class Words(NamedTuple):
+    """Words to find in a text; which of them are stop words is the index's to say."""
+
+    field: str
+    words: tuple[str, ...]
+    phrase: bool
+
+    def query(self, stop_words: Collection[str]) -> str:
+        """Return them quoted. Raises ValueError if none is left beside stop words."""
+        # Quoted, because an unquoted INF or 1E5 is read as a number, and stems are expanded in a
+        # plain search but not in the pre-filter of a KNN.
+        between = " " if self.phrase else '" "'
+        return f'"{between.join(without(stop_words, self.words, self.field))}"'
+
+
 class Filter:
-    """A condition on fields; combine with `&`, `|` and `~`. Hashable, equal by its query text."""
+    """A condition on fields; combine with `&`, `|` and `~`. A value: hashable, equal by what it is.
 
-    __slots__ = ("fields", "query")
+    `query` is its text for an index of the default stop words, `params` the (name, value) pairs
+    that the text refers to.
+    """
 
-    def __init__(self, query: str, fields: frozenset[tuple[str, str]]) -> None:
-        self.query = query
+    __slots__ = ("fields", "params", "parts", "shown")
+
+    def __init__(
+        self,
+        parts: tuple[str | Words, ...],
+        fields: frozenset[tuple[str, str]],
+        shown: str,
+        params: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        self.parts = parts
         self.fields = fields  # (name, kind) of each field it speaks of
+        self.shown = shown
+        self.params = params
+
+    @property
+    def query(self) -> str:
+        """The query's text."""
+        return self.text(STOP_WORDS)
+
+    def text(self, stop_words: Collection[str]) -> str:
+        """Return the query's text for an index with these stop words."""
+        return "".join(
+            part if isinstance(part, str) else part.query(stop_words) for part in self.parts
+        )
 
     def __and__(self, other: Filter) -> Filter:
-        return self._joined(other, " ")
+        return self._joined(other, " ", "&")
 
     def __or__(self, other: Filter) -> Filter:
-        return self._joined(other, " | ")
+        return self._joined(other, " | ", "|")
 
     def __invert__(self) -> Filter:
-        return Filter(f"(-{self.query})", self.fields)
+        return Filter(("(-", *self.parts, ")"), self.fields, f"~{self.shown}", self.params)
 
-    def _joined(self, other: Filter, how: str) -> Filter:
+    def _joined(self, other: Filter, how: str, sign: str) -> Filter:
         if not isinstance(other, Filter):
             return NotImplemented
-        return Filter(f"({self.query}{how}{other.query})", self.fields | other.fields)
+        return Filter(
+            ("(", *self.parts, how, *other.parts, ")"),
+            self.fields | other.fields,
+            f"({self.shown} {sign} {other.shown})",
+            tuple(dict([*self.params, *other.params]).items()),
+        )
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Filter) and other.query == self.query
+        return isinstance(other, Filter) and other.parts == self.parts
 
     def __hash__(self) -> int:
-        return hash(self.query)
+        return hash(self.parts)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -76,7 +110,23 @@ class Filter:
         )
 
     def __repr__(self) -> str:
-        return f"<Filter {self.query}>"
+        return self.shown
+
+
+def Raw(query: str) -> Filter:  # noqa: N802 - as its field's classes, it stands among filters
+    """Return a filter of text in the server's own query language, which is sent as it is.
+
+    Whoever chooses the text chooses what is found: nothing of a user's belongs in it.
+    """
+    if not isinstance(query, str) or not query.strip():
+        raise ValueError("Raw takes the text of a query")
+    return Filter((f"({query})",), frozenset(), f"Raw({query!r})")
+
+
+def leaf(query: str | Words, field: str, kind: str, shown: str, *params: tuple[str, str]) -> Filter:
+    """Return the filter of one condition on one field."""
+    parts = (query,) if isinstance(query, str) else (f"@{field}:(", query, ")")
+    return Filter(parts, frozenset({(field, kind)}), shown, params)
 
 
 def field_name(name: Any) -> str:
@@ -122,31 +172,63 @@ def number(value: Any, field: str) -> str:
     return float.__repr__(float(value))
 
 
-def words(text: Any, field: str) -> list[str]:
-    """Return the words of a text as the server splits them, stop words left out.
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number of at least `least`; raise naming the argument."""
+    try:
+        whole = value.__index__()
+    except AttributeError:
+        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}") from None
+    if isinstance(value, bool) or not least <= whole <= EXACT:
+        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
+    return int(whole)
 
-    Raises ValueError if none is left: the server would match nothing, or in a phrase everything.
-    """
+
+def split_words(text: Any, field: str) -> list[str]:
+    """Return the words of a text as the server splits them; raise ValueError if there are none."""
     if not isinstance(text, str):
         raise TypeError(f"text {field!r} takes text, not {type(text).__name__}")
-    found = [word for word in split_words(text) if word.lower() not in STOP_WORDS]
+    found = [word for word in _SEPARATORS.split(text) if word]
     if not found:
-        raise ValueError(f"text {field!r}: no word to search for, apart from stop words")
+        raise ValueError(f"text {field!r}: no word to search for")
     return found
 
 
-def split_words(text: str) -> list[str]:
-    """Return the words of a text, stop words too."""
-    return [word for word in _SEPARATORS.split(text) if word]
+def without(stop_words: Collection[str], words: Iterable[str], field: str) -> list[str]:
+    """Return words without stop words, which are not indexed.
+
+    Raises ValueError if none is left: the server would match nothing, or in a phrase everything.
+    """
+    kept = [word for word in words if word.lower() not in stop_words]
+    if not kept:
+        raise ValueError(f"text {field!r}: no word to search for, apart from stop words")
+    return kept
 
 
-def tag_filter(field: str, values: Iterable[str]) -> Filter:
+def any_word(text: str, stop_words: Collection[str]) -> str:
+    """Return the query of texts with some of these words or other forms of them.
+
+    Unquoted, so that the server looks for a word's stem too; but what it could read as a number is
+    quoted. Raises ValueError if there is none beside stop words.
+    """
+    words = without(stop_words, split_words(text, "query"), "query")
+    return "|".join(f'"{w}"' if _NUMERIC.match(w) else w for w in dict.fromkeys(words))
+
+
+def word_part(text: Any, field: str, name: str, allowed: str = "") -> str:
+    """Return one word of two letters at least, in which `allowed` characters may stand."""
+    plain = text.translate(dict.fromkeys(map(ord, allowed))) if isinstance(text, str) else ""
+    if len(plain) < 2 or split_words(plain, field) != [plain]:
+        raise ValueError(f"text {field!r}: {name} is one word of two letters or more")
+    return str(text)
+
+
+def tag_filter(field: str, values: Iterable[str], shown: str) -> Filter:
     """Return the filter of documents that hold one of the values."""
     checked = [tag_value(value, field) for value in values]
     if not checked:
         raise ValueError(f"tag {field!r}: no value is given, so nothing could match")
     quoted = " | ".join(_quoted(value, field) for value in checked)
-    return Filter(f"@{field}:{{{quoted}}}", frozenset({(field, "TAG")}))
+    return leaf(f"@{field}:{{{quoted}}}", field, "TAG", shown)
 
 
 def _quoted(value: str, field: str) -> str:
@@ -158,13 +240,3 @@ def _quoted(value: str, field: str) -> str:
             f"tag {field!r}: a value with control characters may not end in a backslash"
         )
     return _ASCII_MARKS.sub(r"\\\1", value)
-
-
-def range_filter(field: str, low: str, high: str) -> Filter:
-    """Return the filter of documents whose number lies in a range; `(` marks an open end."""
-    return Filter(f"@{field}:[{low} {high}]", frozenset({(field, "NUMERIC")}))
-
-
-def text_filter(field: str, query: str) -> Filter:
-    """Return the filter of documents whose text matches a query made of quoted words."""
-    return Filter(f"@{field}:({query})", frozenset({(field, "TEXT")}))

@@ -7,6 +7,7 @@ never "0 found".
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from ..errors import UnexpectedReplyError
@@ -14,32 +15,131 @@ from ..protocol.commands import as_mapping
 
 
 class SearchReply(NamedTuple):
-    """Rows are (key, fields); fields are None where the document expired during the search."""
+    """Rows are (key, fields, score); fields are None where the document expired meanwhile.
+
+    `score` is None unless it was asked for.
+    """
 
     total: int
-    rows: list[tuple[bytes, dict[bytes, bytes] | None]]
+    rows: list[tuple[bytes, dict[bytes, bytes] | None, float | None]]
     warnings: list[str]
 
 
-def search_reply(reply: Any) -> SearchReply:
-    """Return an FT.SEARCH reply with contents.
+def search_reply(reply: Any, *, scores: bool = False) -> SearchReply:
+    """Return an FT.SEARCH reply with contents, and with scores if they were asked for.
 
-    RESP3: `{total_results, results: [{id, extra_attributes}], warning}`;
-    RESP2: `[total, id, [field, value, ...] or None, ...]`, which has no warnings.
+    RESP3: `{total_results, results: [{id, score, extra_attributes}], warning}`;
+    RESP2: `[total, id, score, [field, value, ...] or None, ...]`, which has no warnings.
     """
     if isinstance(reply, dict):
         try:
-            rows = [(row[b"id"], row[b"extra_attributes"]) for row in reply[b"results"]]
-            return SearchReply(reply[b"total_results"], rows, _warnings(reply))
+            warnings = _warnings(reply)
+            rows = [
+                (row[b"id"], row[b"extra_attributes"], row[b"score"] if scores else None)
+                for row in reply[b"results"]
+                if b"id" in row or not warnings  # a search that timed out may leave stumps
+            ]
+            return SearchReply(reply[b"total_results"], rows, warnings)
         except (KeyError, TypeError):
             raise _unknown("FT.SEARCH", reply) from None
-    if isinstance(reply, list) and len(reply) % 2 == 1 and isinstance(reply[0], int):
+    width = 3 if scores else 2
+    if isinstance(reply, list) and len(reply) % width == 1 and isinstance(reply[0], int):
+        ranks = map(float, reply[2::3]) if scores else repeat(None)
         rows = [
-            (key, None if fields is None else as_mapping(fields))
-            for key, fields in zip(reply[1::2], reply[2::2], strict=True)
+            (key, None if fields is None else as_mapping(fields), score)
+            for key, fields, score in zip(  # noqa: B905 - the ranks may be endless
+                reply[1::width], reply[width::width], ranks
+            )
         ]
         return SearchReply(reply[0], rows, [])
     raise _unknown("FT.SEARCH", reply)
+
+
+class AggregateReply(NamedTuple):
+    """Rows as maps of bytes; `cursor` is 0 at the end, and where none was asked for."""
+
+    rows: list[dict[bytes, Any]]
+    warnings: list[str]
+    cursor: int
+
+
+def aggregate_reply(reply: Any, *, cursor: bool = False) -> AggregateReply:
+    """Return an FT.AGGREGATE reply: RESP3 a map, RESP2 `[total, [name, value, ...], ...]`.
+
+    With a cursor it is `[that, cursor]`.
+    """
+    position = 0
+    if cursor:
+        if not isinstance(reply, list) or len(reply) != 2 or not isinstance(reply[1], int):
+            raise _unknown("FT.AGGREGATE", reply)
+        reply, position = reply
+    try:
+        if isinstance(reply, dict):
+            rows = [row[b"extra_attributes"] for row in reply[b"results"]]
+            return AggregateReply(rows, _warnings(reply), position)
+        if isinstance(reply, list) and isinstance(reply[0], int):
+            return AggregateReply([as_mapping(row) for row in reply[1:]], [], position)
+    except (KeyError, TypeError, IndexError):
+        pass
+    raise _unknown("FT.AGGREGATE", reply)
+
+
+def hybrid_reply(reply: Any) -> SearchReply:
+    """Return an FT.HYBRID reply: flat rows, in which the key and the score stand among the fields.
+
+    RESP3 a map, RESP2 the same as a flat list: `total_results, results, warnings, ...`.
+    """
+    try:
+        whole = as_mapping(reply)
+        rows: list[Any] = []
+        for found in whole[b"results"]:
+            row = dict(as_mapping(found))
+            rows.append((row.pop(b"__key"), row, float(row.pop(b"__score"))))
+        return SearchReply(whole[b"total_results"], rows, _warnings(whole, b"warnings"))
+    except (KeyError, TypeError, ValueError):
+        raise _unknown("FT.HYBRID", reply) from None
+
+
+def profile_reply(reply: Any) -> dict[str, Any]:
+    """Return what FT.PROFILE says of the work, as nested dicts; times are in milliseconds."""
+    profile = None
+    if isinstance(reply, dict):
+        profile = reply.get(b"profile", reply.get(b"Profile"))
+    elif isinstance(reply, list) and len(reply) == 2:
+        profile = reply[1]
+    if not isinstance(profile, (dict, list)):
+        raise _unknown("FT.PROFILE", reply)
+    tree = _tree(profile)
+    return tree if isinstance(tree, dict) else {"profile": tree}
+
+
+def _tree(node: Any) -> Any:
+    """Return nested maps with texts for keys; in RESP2 a map is a list of pairs, or flat."""
+    if isinstance(node, dict):
+        return {_text(key): _tree(value) for key, value in node.items()}
+    if isinstance(node, list):
+        if node and all(isinstance(pair, list) and _named(pair) for pair in node):
+            if len({pair[0] for pair in node}) == len(node) and not _flat(node[0]):
+                return {_text(n): _tree(v[0] if len(v) == 1 else v) for n, *v in node}
+            return [_tree(pair) for pair in node]
+        if _flat(node):
+            return {_text(k): _tree(v) for k, v in zip(node[::2], node[1::2], strict=True)}
+        return [_tree(part) for part in node]
+    if isinstance(node, bytes):
+        text = _text(node)
+        try:
+            return float(text)
+        except ValueError:
+            return text
+    return node
+
+
+def _named(pair: list[Any]) -> bool:
+    return bool(pair) and isinstance(pair[0], bytes)
+
+
+def _flat(node: list[Any]) -> bool:
+    return len(node) > 2 and len(node) % 2 == 0 and all(isinstance(k, bytes) for k in node[::2])
 
 
 def total_results(reply: Any) -> int:
@@ -50,8 +150,25 @@ def total_results(reply: Any) -> int:
     return total
 
 
-def _warnings(reply: dict[bytes, Any]) -> list[str]:
-    return [text.decode(errors="replace") for text in reply.get(b"warning", [])]
+def found_keys(reply: Any) -> list[bytes]:
+    """Return the keys in the reply to an FT.SEARCH without contents."""
+    if isinstance(reply, dict) and isinstance(reply.get(b"results"), list):
+        return [row[b"id"] for row in reply[b"results"] if b"id" in row]
+    if isinstance(reply, list) and reply and isinstance(reply[0], int):
+        return reply[1:]
+    raise _unknown("FT.SEARCH", reply)
+
+
+def indexing_failures(reply: Any) -> int:
+    """Return how many failures an FT.INFO reply counts."""
+    try:
+        return int(as_mapping(reply)[b"hash_indexing_failures"])
+    except (KeyError, ValueError):
+        raise _unknown("FT.INFO", reply) from None
+
+
+def _warnings(reply: dict[bytes, Any], name: bytes = b"warning") -> list[str]:
+    return [_text(text) for text in reply.get(name, [])]
 
 
 @dataclass(frozen=True)
@@ -59,18 +176,24 @@ class IndexInfo:
     """What FT.INFO says of an index.
 
     `failures` counts documents that are in the keyspace and not in the index; `last_failure` says
-    why for the last of them. `indexing` is True while the index is being built from existing keys:
-    until then, searches miss documents without a warning; `percent_indexed` is from 0 to 1.
+    why for the last of them, `last_failed_key` which it was. `indexing` is True while the index is
+    being built from existing keys: until then, searches miss documents without a warning;
+    `percent_indexed` is from 0 to 1. `stopwords` is None where the server's default list is used.
     """
 
     name: str
     prefixes: list[str]
+    on: str
+    language: str | None
+    stopwords: list[str] | None
+    filter_expression: str | None
     attributes: list[dict[str, str]]
     documents: int
     indexing: bool
     percent_indexed: float
     failures: int
     last_failure: str
+    last_failed_key: str
     memory_mb: float
     raw: dict[str, Any]
 
@@ -82,21 +205,31 @@ def index_info(reply: Any) -> IndexInfo:
         definition = {_text(k): v for k, v in as_mapping(raw["index_definition"]).items()}
         errors = raw.get("Index Errors")
         problems = {_text(k): v for k, v in as_mapping(errors).items()} if errors else {}
-        last = _text(problems.get("last indexing error", b""))
+        last, key = (_text(problems.get(f"last indexing error{which}", b"")) for which in _LAST)
+        language, only = definition.get("default_language"), definition.get("filter")
+        stopwords = raw.get("stopwords_list")
         return IndexInfo(
             name=_text(raw["index_name"]),
             prefixes=[_text(prefix) for prefix in definition["prefixes"]],
+            on=_text(definition["key_type"]).lower(),
+            language=None if language is None else _text(language).lower(),
+            stopwords=None if stopwords is None else [_text(word) for word in stopwords],
+            filter_expression=None if only is None else _text(only),
             attributes=[_attribute(attribute) for attribute in raw["attributes"]],
             documents=int(raw["num_docs"]),
             indexing=bool(int(raw["indexing"])),
             percent_indexed=float(raw["percent_indexed"]),
             failures=int(raw["hash_indexing_failures"]),
             last_failure="" if last == "N/A" else last,
+            last_failed_key="" if key == "N/A" else key,
             memory_mb=float(raw["total_index_memory_sz_mb"]),
             raw=raw,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UnexpectedReplyError(f"FT.INFO: no usable {error}") from None
+
+
+_LAST = ("", " key")
 
 
 def _attribute(reply: Any) -> dict[str, str]:

@@ -1,226 +1,36 @@
-"""Fields: what FT.CREATE is told of them, how values are checked, and the filters they write.
+"""The schema of an index: its fields, its vector, and how it is written down.
 
-A field object is both: `Tag("city")` in a schema declares it, `Tag("city") == "Paris"` filters by
-it. Pure; numpy only through `vectors`, which no other field needs.
+It becomes FT.CREATE's arguments or a dictionary, and is made again from a dictionary or from what
+FT.INFO says of a live index, with which it can be compared. Pure.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, Final
 
-from ..errors import IndexMismatchError
-from .filters import (
-    EXACT,
-    Filter,
-    field_name,
-    number,
-    range_filter,
-    split_words,
-    tag_filter,
-    tag_value,
-    text_filter,
-    words,
-)
+from .fields import UNTOLD, Field, Geo, GeoShape, Numeric, Tag, Text
+from .filters import STOP_WORDS, Filter, any_word, number, whole_number
+from .replies import IndexInfo
 
-__all__ = ["Field", "Numeric", "Schema", "Tag", "Text", "Vector"]
+__all__ = ["Schema", "Vector"]
 
-
-class Field:
-    """What all kinds of fields share: a name, and how they are declared and described."""
-
-    kind: ClassVar[str]
-
-    def __init__(self, name: str) -> None:
-        self.name = field_name(name)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(map(repr, self.declaration()))})"
-
-    def declaration(self) -> list[str | int]:
-        """Return the field's part of FT.CREATE."""
-        return [self.name, self.kind]
-
-    def described(self) -> dict[str, str]:
-        """Return what FT.INFO must say of it, in lower case."""
-        return {"type": self.kind.lower()}
-
-    def stored(self, value: Any) -> Any:
-        """Return a value as HSET takes it; raise where the server would change or drop it."""
-        return value
-
-    def loaded(self, value: bytes) -> Any:
-        """Return a stored value as Python's; bytes that are not UTF-8 stay bytes."""
-        return text_or_bytes(value)
-
-
-def text_or_bytes(value: bytes) -> str | bytes:
-    """Return bytes as text if they are UTF-8, else as they are."""
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return value
-
-
-class Text(Field):
-    r"""Words to search. `weight` multiplies their score (default 1).
-
-    RediSearch does not split words at line breaks or other control characters ("a\nb" is the one
-    word "ab"), and does not find words of more than 128 bytes.
-    """
-
-    kind = "TEXT"
-
-    def __init__(self, name: str, *, weight: float = 1.0) -> None:
-        super().__init__(name)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-            raise ValueError(f"weight must be a number above 0, not {weight!r}")
-        self.weight = float(weight)
-
-    def declaration(self) -> list[str | int]:
-        """Return the field's part of FT.CREATE."""
-        return [self.name, "TEXT", *(() if self.weight == 1 else ("WEIGHT", repr(self.weight)))]
-
-    def described(self) -> dict[str, str]:
-        """Return what FT.INFO must say of it, in lower case."""
-        return {"type": "text", "weight": repr(self.weight)}
-
-    def stored(self, value: Any) -> str:
-        """Return text unchanged."""
-        if not isinstance(value, str):
-            raise TypeError(f"text {self.name!r} takes text, not {type(value).__name__}")
-        return value
-
-    def matches(self, text: str) -> Filter:
-        """Return the filter of documents that hold every one of these very words, in any order.
-
-        Stop words do not count; a text of nothing else raises ValueError.
-        """
-        # Quoted, because an unquoted INF or 1E5 is read as a number, and stems are expanded in a
-        # plain search but not in the pre-filter of a KNN.
-        return text_filter(self.name, " ".join(f'"{word}"' for word in words(text, self.name)))
-
-    def phrase(self, text: str) -> Filter:
-        """Return the filter of documents that hold these very words in this order.
-
-        Nothing but stop words, which are not indexed, may stand between them.
-        """
-        return text_filter(self.name, f'"{" ".join(words(text, self.name))}"')
-
-    def prefix(self, text: str) -> Filter:
-        """Return the filter of documents with a word that begins so (two letters at least)."""
-        if not isinstance(text, str) or split_words(text) != [text] or len(text) < 2:
-            raise ValueError(f"text {self.name!r}: a prefix is one word of two letters or more")
-        return text_filter(self.name, f"{text}*")
-
-
-class Tag(Field):
-    """Labels to match whole; a value is one text, or a list of them.
-
-    They are kept in one string, split at `separator`; letters' case counts if `case_sensitive`.
-    """
-
-    kind = "TAG"
-    __hash__ = Field.__hash__
-
-    def __init__(self, name: str, *, separator: str = ",", case_sensitive: bool = False) -> None:
-        super().__init__(name)
-        if not isinstance(separator, str) or len(separator) != 1 or not separator.isascii():
-            raise ValueError(f"separator must be one ASCII character, not {separator!r}")
-        self.separator = separator
-        self.case_sensitive = case_sensitive
-
-    def declaration(self) -> list[str | int]:
-        """Return the field's part of FT.CREATE."""
-        case = ["CASESENSITIVE"] if self.case_sensitive else []
-        return [self.name, "TAG", "SEPARATOR", self.separator, *case]
-
-    def described(self) -> dict[str, str]:
-        """Return what FT.INFO must say of it, in lower case."""
-        case = "yes" if self.case_sensitive else "no"
-        return {"type": "tag", "separator": self.separator.lower(), "casesensitive": case}
-
-    def stored(self, value: Any) -> str:
-        """Return a label, or a list of them joined; raise if the server would split or cut one."""
-        values = [value] if isinstance(value, str) else value
-        if not isinstance(values, (list, tuple, set, frozenset)) or not values:
-            raise TypeError(f"tag {self.name!r} takes text or a list of texts")
-        for text in values:
-            if self.separator in tag_value(text, self.name):
-                raise ValueError(
-                    f"tag {self.name!r}: {self.separator!r} would split the value; give a list for"
-                    " several labels, or declare another separator"
-                )
-        return self.separator.join(values)
-
-    def __eq__(self, value: object) -> Filter:  # type: ignore[override]  # a filter, on purpose
-        return tag_filter(self.name, [value])  # type: ignore[list-item]  # checked in there
-
-    def __ne__(self, value: object) -> Filter:  # type: ignore[override]  # a filter, on purpose
-        return ~(self == value)
-
-    def one_of(self, values: Iterable[str]) -> Filter:
-        """Return the filter of documents with one of the labels or more; raise if none is given."""
-        if isinstance(values, str):
-            raise TypeError(f"tag {self.name!r}: one_of takes a list, == takes one text")
-        return tag_filter(self.name, values)
-
-
-class Numeric(Field):
-    """A number, kept as a double: whole numbers beyond 2**53 are refused."""
-
-    kind = "NUMERIC"
-    __hash__ = Field.__hash__
-
-    def stored(self, value: Any) -> str:
-        """Return a finite number as text; of anything else the server would drop the document."""
-        text = number(value, self.name)
-        if not math.isfinite(float(text)):
-            raise ValueError(f"{self.name!r} must be finite")
-        return text
-
-    def loaded(self, value: bytes) -> int | float | str | bytes:
-        """Return the number, an int if it is whole and was written so."""
-        try:
-            return int(value)
-        except ValueError:
-            pass
-        try:
-            return float(value)
-        except ValueError:
-            return text_or_bytes(value)
-
-    def __eq__(self, value: object) -> Filter:  # type: ignore[override]  # a filter, on purpose
-        text = number(value, self.name)
-        return range_filter(self.name, text, text)
-
-    def __ne__(self, value: object) -> Filter:  # type: ignore[override]  # a filter, on purpose
-        return ~(self == value)
-
-    def __gt__(self, value: float) -> Filter:
-        return range_filter(self.name, f"({number(value, self.name)}", "+inf")
-
-    def __ge__(self, value: float) -> Filter:
-        return range_filter(self.name, number(value, self.name), "+inf")
-
-    def __lt__(self, value: float) -> Filter:
-        return range_filter(self.name, "-inf", f"({number(value, self.name)}")
-
-    def __le__(self, value: float) -> Filter:
-        return range_filter(self.name, "-inf", number(value, self.name))
-
-    def between(self, low: float, high: float) -> Filter:
-        """Return the filter of documents whose number is from low to high, both included."""
-        return range_filter(self.name, number(low, self.name), number(high, self.name))
+DTYPES: Final = ("float32", "float64", "float16", "bfloat16", "int8", "uint8")
 
 
 class Vector(Field):
     """A vector of `dim` numbers, compared by `metric`: cosine, l2 (squared) or ip (1 - dot).
 
-    `algorithm` is flat (exact, the default) or hnsw (approximate, fast on many vectors); `m`,
-    `ef_construction` and `ef_runtime` are hnsw's own (server's defaults 16, 200, 10). `dtype` is
-    float32, float64 or float16.
+    `algorithm` is flat (exact, the default), hnsw (approximate, fast on many vectors) or svs-vamana
+    (the same in less memory, RediSearch 8.2). `dtype` is float32, float64, float16, bfloat16, int8
+    or uint8 (the last two RediSearch 8.0).
+
+    Parameters of the algorithm, by Redis' names: flat: `initial_cap`, `block_size`; hnsw: `m` (16),
+    `ef_construction` (200), `ef_runtime` (10), `epsilon` (0.01), `initial_cap`; svs-vamana:
+    `compression`, `reduce`, `construction_window_size`, `graph_max_degree`, `search_window_size`,
+    `training_threshold`, `epsilon`. The numbers are the server's own defaults.
     """
 
     kind = "VECTOR"
@@ -233,87 +43,206 @@ class Vector(Field):
         metric: str = "cosine",
         algorithm: str = "flat",
         dtype: str = "float32",
-        m: int | None = None,
-        ef_construction: int | None = None,
-        ef_runtime: int | None = None,
+        indexmissing: bool = False,
+        path: str | None = None,
+        **parameters: float | str,
     ) -> None:
-        super().__init__(name)
         for label, value, known in (
             ("metric", metric, ("cosine", "l2", "ip")),
-            ("algorithm", algorithm, ("flat", "hnsw")),
-            ("dtype", dtype, ("float32", "float64", "float16")),
+            ("algorithm", algorithm, tuple(_PARAMETERS)),
+            ("dtype", dtype, DTYPES),
         ):
             if value not in known:
                 raise ValueError(f"{label} must be one of {', '.join(known)}, not {value!r}")
+        super().__init__(name, path, indexmissing=indexmissing)
+        if algorithm == "svs-vamana" and dtype not in ("float32", "float16"):
+            raise ValueError(f"svs-vamana holds float32 or float16, not {dtype}")
         self.dim = whole_number("dim", dim)
         self.metric = metric
         self.algorithm = algorithm
         self.dtype = dtype
-        given = {"M": m, "EF_CONSTRUCTION": ef_construction, "EF_RUNTIME": ef_runtime}
         self.parameters = {
-            name: whole_number(name.lower(), value)
-            for name, value in given.items()
+            key: _parameter(key, value, algorithm)
+            for key, value in parameters.items()
             if value is not None
         }
-        if self.parameters and algorithm != "hnsw":
-            raise ValueError(f"{', '.join(self.parameters).lower()}: only hnsw has these")
 
-    def declaration(self) -> list[str | int]:
+    def _own(self) -> dict[str, Any]:
+        shape = {"dim": self.dim, "metric": self.metric, "algorithm": self.algorithm}
+        return {**shape, "dtype": self.dtype, **self.parameters, **self.options}
+
+    def declaration(self, *, json_document: bool = False) -> list[Any]:
         """Return the field's part of FT.CREATE."""
-        parameters: list[str | int] = ["TYPE", self.dtype.upper(), "DIM", self.dim]
+        parameters: list[Any] = ["TYPE", self.dtype.upper(), "DIM", self.dim]
         parameters += ["DISTANCE_METRIC", self.metric.upper()]
         for name, value in self.parameters.items():
-            parameters += [name, value]
-        return [self.name, "VECTOR", self.algorithm.upper(), len(parameters), *parameters]
+            parameters += [name.upper(), value]
+        declared = super().declaration(json_document=json_document)
+        at = declared.index("VECTOR") + 1
+        declared[at:at] = [self.algorithm.upper(), len(parameters), *parameters]
+        return declared
 
     def described(self) -> dict[str, str]:
         """Return what FT.INFO must say of it, in lower case."""
+        told = {name: str(v).lower() for name, v in self.parameters.items() if name not in UNTOLD}
         return {
             "type": "vector",
             "algorithm": self.algorithm,
             "data_type": self.dtype,
             "dim": str(self.dim),
             "distance_metric": self.metric,
-        } | {
-            # FT.INFO does not tell the third, EF_RUNTIME.
-            name.lower(): str(value)
-            for name, value in self.parameters.items()
-            if name != "EF_RUNTIME"
+            **told,
         }
 
+    def required(self) -> list[tuple[str, int]]:
+        """Return what is not in every RediSearch: see `Field`."""
+        newer = [(self.algorithm.upper(), 80200)] if self.algorithm == "svs-vamana" else []
+        newer += [(self.dtype.upper(), 80000)] if "int" in self.dtype else []
+        newer += [(self.dtype.upper(), 21000)] if self.dtype.endswith("float16") else []
+        return newer + super().required()
 
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """Return a whole number of at least `least`; raise naming the argument."""
-    try:
-        whole = value.__index__()
-    except AttributeError:
-        raise TypeError(f"{name} must be a whole number, not {type(value).__name__}") from None
-    if isinstance(value, bool) or not least <= whole <= EXACT:
-        raise ValueError(f"{name} must be a whole number from {least}, not {value!r}")
-    return int(whole)
+
+_PARAMETERS: Final[dict[str, tuple[str, ...]]] = {
+    "flat": ("initial_cap", "block_size"),
+    "hnsw": ("m", "ef_construction", "ef_runtime", "epsilon", "initial_cap"),
+    "svs-vamana": (
+        *("compression", "reduce", "construction_window_size", "graph_max_degree"),
+        *("search_window_size", "training_threshold", "epsilon"),
+    ),
+}
+
+
+def _parameter(name: str, value: Any, algorithm: str) -> Any:
+    if name not in _PARAMETERS[algorithm]:
+        known = ", ".join(_PARAMETERS[algorithm])
+        raise TypeError(f"{name}: {algorithm} has only {known}")
+    if name == "compression":
+        if not isinstance(value, str) or not re.fullmatch("[A-Za-z0-9]+", value):
+            raise ValueError(f"compression must be a name such as LVQ8, not {value!r}")
+        return value
+    if name == "epsilon":
+        text = number(value, name)
+        if not 0 < float(text) < math.inf:
+            raise ValueError(f"epsilon must be above 0, not {value!r}")
+        return float(text)
+    return whole_number(name, value)
+
+
+KINDS: Final[dict[str, type[Field]]] = {
+    kind.kind.lower(): kind for kind in (Text, Tag, Numeric, Geo, GeoShape, Vector)
+}
+
+
+def field_from(described: Mapping[str, Any]) -> Field:
+    """Return the field that a dictionary describes: `name`, `type`, and options by their names.
+
+    Raises ValueError for an unknown type, TypeError for an option that the type does not have.
+    """
+    options = dict(described)
+    kind = KINDS.get(str(options.pop("type", "")).lower())
+    if kind is None:
+        raise ValueError(f"a field's type is one of {', '.join(KINDS)}, not {described!r}")
+    return kind(**options)
 
 
 class Schema:
-    """The fields of an index, by name; at most one of them is a vector."""
+    """The fields of an index, by name, one of them a vector, and what else defines the index.
 
-    def __init__(self, fields: Sequence[Field]) -> None:
+    `on` is hash or json. `language` is what stems follow (the server's default: english),
+    `stopwords` the words that are not indexed (None: the server's list, empty: none).
+    `filter_expression` is a condition in FT.AGGREGATE's language, such as `@year > 1990`, that a
+    document must meet to be indexed; it is sent as it is.
+    """
+
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        *,
+        on: str = "hash",
+        language: str | None = None,
+        stopwords: Iterable[str] | None = None,
+        filter_expression: str | None = None,
+    ) -> None:
         self.fields: dict[str, Field] = {}
         if not isinstance(fields, (list, tuple)):
             raise TypeError(f"fields must be a list of fields, not {type(fields).__name__}")
+        if on not in ("hash", "json"):
+            raise ValueError(f"on must be hash or json, not {on!r}")
         for field in fields:
             if not isinstance(field, Field):
-                raise TypeError(f"fields are Text, Tag, Numeric or Vector, not {field!r}")
+                raise TypeError(f"fields are {', '.join(KINDS)}, not {field!r}")
             if field.name in self.fields:
                 raise ValueError(f"field {field.name!r} is given twice")
+            if field.path and on == "hash":
+                raise ValueError(f"field {field.name!r}: only JSON documents have a path")
             self.fields[field.name] = field
         vectors = [field for field in self.fields.values() if isinstance(field, Vector)]
         if len(vectors) != 1:
             raise ValueError(f"an index needs one Vector field, {len(vectors)} are given")
+        if isinstance(stopwords, str):
+            raise TypeError("stopwords must be a list of words, not one text")
         self.vector = vectors[0]
+        self.json = on == "json"
+        self.language = language
+        self.stopwords = None if stopwords is None else [word.lower() for word in stopwords]
+        self.filter_expression = filter_expression
+        self._stop_words = STOP_WORDS if self.stopwords is None else frozenset(self.stopwords)
 
-    def declaration(self) -> list[str | int]:
-        """Return the SCHEMA part of FT.CREATE."""
-        return [part for field in self.fields.values() for part in field.declaration()]
+    @classmethod
+    def from_dict(cls, described: Mapping[str, Any]) -> Schema:
+        """Return the schema that a dictionary describes; see `to_dict`."""
+        options = dict(described)
+        return cls([field_from(field) for field in options.pop("fields")], **options)
+
+    @classmethod
+    def from_info(cls, info: IndexInfo) -> Schema:
+        """Return the schema of a live index, as far as FT.INFO tells it.
+
+        Raises ValueError for what this library has no field for.
+        """
+        return cls(
+            [_field_of(attribute, json=info.on == "json") for attribute in info.attributes],
+            on=info.on,
+            language=info.language,
+            stopwords=info.stopwords,
+            filter_expression=info.filter_expression,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the schema as plain values, for JSON or YAML."""
+        return {"fields": [field.to_dict() for field in self.fields.values()], **self.options()}
+
+    def options(self) -> dict[str, Any]:
+        """Return what was given beside the fields."""
+        given = {
+            "on": "json" if self.json else None,
+            "language": self.language,
+            "stopwords": self.stopwords,
+            "filter_expression": self.filter_expression,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def definition(self, prefixes: Sequence[str]) -> list[Any]:
+        """Return FT.CREATE's arguments, but for the name."""
+        head: list[Any] = [
+            "ON",
+            "JSON" if self.json else "HASH",
+            "PREFIX",
+            len(prefixes),
+            *prefixes,
+        ]
+        if self.filter_expression is not None:
+            head += ["FILTER", self.filter_expression]
+        if self.language is not None:
+            head += ["LANGUAGE", self.language]
+        if self.stopwords is not None:
+            head += ["STOPWORDS", len(self.stopwords), *self.stopwords]
+        declared = [field.declaration(json_document=self.json) for field in self.fields.values()]
+        return [*head, "SCHEMA", *(part for field in declared for part in field)]
+
+    def required(self) -> list[tuple[str, int]]:
+        """Return what is not in every RediSearch from 2.4 on: (name, first version as a number)."""
+        return [need for field in self.fields.values() for need in field.required()]
 
     def check_filter(self, condition: Filter | None) -> str:
         """Return a filter's query, `*` for None. Raises ValueError for fields that are not here."""
@@ -325,39 +254,97 @@ class Schema:
             field = self.fields.get(name)
             if field is None:
                 raise ValueError(f"filter: the index has no field {name!r}, only {self.names()}")
-            if field.kind != kind:
+            option = _NEEDED.get(kind)
+            if option is not None and option not in field.options:
+                raise ValueError(f"filter: field {name!r} is not declared {option}=True")
+            if option is None and field.kind != kind:
                 raise ValueError(f"filter: field {name!r} is {field.kind}, not {kind}")
-        return condition.query
+        return condition.text(self._stop_words)
+
+    def words(self, text: str) -> str:
+        """Return the query of documents with some of a text's words, or other forms of them."""
+        return any_word(text, self._stop_words)
 
     def names(self) -> str:
         """Return the fields' names for a message."""
         return ", ".join(self.fields)
 
-    def compare(
-        self,
-        name: str,
-        attributes: Iterable[Mapping[str, str]],
-        prefixes: Sequence[str],
-        found_prefixes: Sequence[str],
-    ) -> None:
-        """Raise IndexMismatchError, saying what differs, unless FT.INFO describes this index."""
-        live = {attribute.get("attribute", ""): attribute for attribute in attributes}
-        differences = [f"it has a field {extra!r}" for extra in live if extra not in self.fields]
-        if sorted(prefixes) != sorted(found_prefixes):
-            differences.append(f"its prefixes are {found_prefixes}, not {list(prefixes)}")
+    def differences(self, info: IndexInfo, prefixes: Sequence[str]) -> list[str]:
+        """Return how the index that FT.INFO describes differs, one text for each difference."""
+        live = {attribute.get("attribute", ""): attribute for attribute in info.attributes}
+        found = [f"it has a field {extra!r}" for extra in live if extra not in self.fields]
+        on = "json" if self.json else "hash"
+        for what, its, ours in (
+            ("prefixes are", sorted(info.prefixes), sorted(prefixes)),
+            ("documents are", info.on, on),
+            ("language is", info.language or "english", (self.language or "english").lower()),
+            ("stop words are", _sorted(info.stopwords), _sorted(self.stopwords)),
+            ("filter is", info.filter_expression, self.filter_expression),
+        ):
+            if its != ours:
+                found.append(f"its {what} {its}, not {ours}")
         for field in self.fields.values():
             if field.name not in live:
-                differences.append(f"it has no field {field.name!r}")
-                continue
-            described = field.described()
-            if live[field.name].get("type", "").lower() != described["type"]:
-                described = {"type": described["type"]}  # the rest would differ with it
-            for key, wanted in described.items():
-                found = live[field.name].get(key, "no").lower()
-                if not _same(found, wanted):
-                    differences.append(f"field {field.name!r}: {key} is {found}, not {wanted}")
-        if differences:
-            raise IndexMismatchError(f"index {name!r} is another one: {'; '.join(differences)}")
+                found.append(f"it has no field {field.name!r}")
+            else:
+                found += _field_differences(field, live[field.name], json=self.json)
+        return found
+
+
+_NEEDED: Final = {"MISSING": "indexmissing", "EMPTY": "indexempty"}
+
+
+def _field_differences(field: Field, live: Mapping[str, str], *, json: bool) -> list[str]:
+    wanted = field.described()
+    if live.get("type", "").lower() != wanted["type"]:
+        wanted = {"type": wanted["type"]}  # the rest would differ with it
+    elif json:
+        wanted["identifier"] = field.path or f"$.{field.name}"
+        wanted.pop("separator", None)
+    return [
+        f"field {field.name!r}: {key} is {live.get(key, 'no')}, not {value}"
+        for key, value in wanted.items()
+        if not _same(live.get(key, "no").lower(), value.lower())
+    ]
+
+
+def _field_of(live: Mapping[str, str], *, json: bool) -> Field:
+    kind = KINDS.get(live.get("type", "").lower())
+    if kind is None:
+        raise ValueError(f"field {live.get('attribute')!r} is of unknown type {live.get('type')!r}")
+    options: dict[str, Any] = {}
+    if kind is Vector:
+        options = {"dim": int(live["dim"]), "metric": live["distance_metric"].lower()}
+        options |= {"algorithm": live["algorithm"].lower(), "dtype": live["data_type"].lower()}
+        known = [name for name in _PARAMETERS[options["algorithm"]] if name not in UNTOLD]
+        options |= {name: _told(live[name]) for name in known if name in live}
+    elif kind is GeoShape:
+        options["coord_system"] = live["coord_system"].lower()
+    elif kind is Tag and not json:
+        options["separator"] = live["separator"]
+    elif kind is Text:
+        options["weight"] = float(live.get("weight", "1"))
+    for flag in ("nostem", "withsuffixtrie", "sortable", "indexempty", "indexmissing"):
+        if live.get(flag) == "yes":
+            options[flag] = True
+    if live.get("casesensitive") == "yes":
+        options["case_sensitive"] = True
+    path = live["identifier"]
+    if json and path != f"$.{live['attribute']}":
+        options["path"] = path
+    elif not json and path != live["attribute"]:
+        raise ValueError(
+            f"field {path!r} is known as {live['attribute']!r}, which no field here is"
+        )
+    return kind(live["attribute"], **options)
+
+
+def _sorted(words: Iterable[str] | None) -> list[str] | None:
+    return None if words is None else sorted(words)
+
+
+def _told(value: str) -> int | str:
+    return int(value) if value.isdigit() else value
 
 
 def _same(found: str, wanted: str) -> bool:

@@ -16,7 +16,14 @@ from ..errors import UnexpectedReplyError
 
 Array = npt.NDArray[Any]
 
-DTYPES: Final = {"float32": "<f4", "float64": "<f8", "float16": "<f2"}
+DTYPES: Final = {
+    "float32": "<f4",
+    "float64": "<f8",
+    "float16": "<f2",
+    "bfloat16": "<u2",  # numpy has none: the upper halves of float32
+    "int8": "i1",
+    "uint8": "u1",
+}
 """Our name of a vector type -> numpy's, little-endian as Redis reads it."""
 
 
@@ -31,7 +38,8 @@ def as_matrix(
     """Return vectors as a C-contiguous, little-endian array of shape (n, dim).
 
     `vectors` is anything numpy takes for numbers of shape (n, dim). Raises TypeError if it is not
-    numeric, ValueError naming the first row that is not finite, or, under cosine, is zero.
+    numeric, ValueError naming the first row that is not finite, or, under cosine, is zero, and
+    where int8 or uint8 cannot hold a number. An array of bfloat16 comes as uint16.
     """
     matrix = _numbers(vectors, dtype, name)
     if matrix.shape == (0,):  # what numpy makes of an empty list
@@ -43,7 +51,7 @@ def as_matrix(
     if len(matrix) and matrix.shape[1] == 0:
         raise ValueError(f"{name} have no dimensions")
     _check(matrix, metric, name)
-    return matrix
+    return _bfloat16(matrix) if dtype == "bfloat16" else matrix
 
 
 def as_vector(
@@ -63,9 +71,9 @@ def as_vector(
     if len(array) == 0:
         raise ValueError(f"{name} has no dimensions")
     # For one vector a dot product is the cheapest proof; only a doubtful one is looked at closely.
-    if not 0.0 < float(np.vdot(array, array)) < np.inf:
+    if array.dtype.itemsize == 1 or not 0.0 < float(np.vdot(array, array)) < np.inf:
         _check(array[np.newaxis], metric, name)
-    return array
+    return _bfloat16(array) if dtype == "bfloat16" else array
 
 
 def to_blob(vector: Any, dtype: str = "float32", *, metric: str = "ip") -> bytes:
@@ -78,14 +86,17 @@ def to_blob(vector: Any, dtype: str = "float32", *, metric: str = "ip") -> bytes
 
 
 def from_blob(blob: bytes, dtype: str = "float32") -> Array:
-    """Return the vector in a blob, as a read-only view of its bytes.
+    """Return the vector in a blob, as a read-only view of its bytes; of bfloat16 as float32.
 
     Raises UnexpectedReplyError if they are no whole number of numbers.
     """
     wire = np.dtype(_numpy_name(dtype))
     if len(blob) % wire.itemsize:
         raise UnexpectedReplyError(f"a vector of {len(blob)} bytes is no {dtype}")
-    return np.frombuffer(blob, wire)
+    array = np.frombuffer(blob, wire)
+    if dtype != "bfloat16":
+        return array
+    return (array.astype("<u4") << 16).view("<f4")
 
 
 def similarity(distance: float, metric: str) -> float:
@@ -114,15 +125,37 @@ def _numbers(values: Any, dtype: str, name: str) -> Array:
         raise ValueError(f"{name} is ragged: its rows differ in length") from None
     if array.dtype.kind not in "fiu":
         raise TypeError(f"{name} must hold real numbers, not {array.dtype}")
+    if wire[-2:] in ("i1", "u1"):
+        limits = np.iinfo(wire)
+        good = (array >= limits.min) & (array <= limits.max) & (array == np.floor(array))
+        if not good.all():
+            raise ValueError(
+                f"{name} must hold whole numbers from {limits.min} to {limits.max} for {dtype};"
+                " scale and round them first"
+            )
     with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
-        return np.ascontiguousarray(array, dtype=wire)
+        array = np.ascontiguousarray(array, dtype="<f4" if dtype == "bfloat16" else wire)
+        return _rounded(array) if dtype == "bfloat16" else array
+
+
+def _rounded(array: Array) -> Array:
+    """Return float32 numbers that bfloat16 holds, the nearest ones, half-way to even."""
+    bits = array.view("<u4").astype("<u8")
+    bits += 0x7FFF + ((bits >> 16) & 1)
+    rounded = (bits & 0xFFFF0000).astype("<u4").view("<f4")
+    # The carry would make some NaNs infinite or zero; what is not finite stays as it is.
+    return np.where(np.isfinite(array), rounded, array)
+
+
+def _bfloat16(array: Array) -> Array:
+    return np.ascontiguousarray(array.view("<u2")[..., 1::2])
 
 
 def _check(matrix: Array, metric: str, name: str) -> None:
     # A sum of squares that is finite and above zero proves a row good at half the price of
     # isfinite() and any(). The server sums float16 as float32, so half of the numbers must not
     # overflow here.
-    precision = np.result_type(matrix.dtype, np.float32)
+    precision = np.float64 if matrix.dtype.itemsize in (1, 8) else np.float32
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix, dtype=precision)
         suspects = np.flatnonzero(~((squares > 0) & (squares < np.inf)))

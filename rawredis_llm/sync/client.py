@@ -21,9 +21,11 @@ from ..protocol.client import BaseClient
 from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
     Batch,
+    Call,
     Command,
     Embed,
     Op,
+    Pause,
     Request,
     Runnable,
     Runner,
@@ -114,7 +116,7 @@ class Client(BaseClient, Runner):
         self._pool.retire("reauthenticated")
         self.call("PING")
 
-    def _pages(self, page: Callable[[bytes], Command[tuple[bytes, list[T]]]]) -> Iterator[T]:
+    def _pages(self, page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]]) -> Iterator[T]:
         cursor = b"0"
         while True:
             cursor, found = self.run(page(cursor))
@@ -131,7 +133,9 @@ class Client(BaseClient, Runner):
             if request.call is None:
                 raise TypeError("this embedder is asynchronous only: use it with an AsyncClient")
             return request.call(request.texts)
-        return time()
+        if isinstance(request, Call):
+            return request.function(*request.args)
+        return sleep(request.seconds) if isinstance(request, Pause) else time()
 
     def _one(
         self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False

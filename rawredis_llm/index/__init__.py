@@ -1,0 +1,1 @@
+"""Ring 1: the parts of `VectorIndex`, each of which builds on the one before it."""

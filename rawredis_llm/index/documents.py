@@ -1,0 +1,333 @@
+"""Documents of an index: written, changed, read and deleted, by id or by filter.
+
+A document is a hash, or a JSON object, under `prefix + id`. What the server would drop from the
+index without a word (a vector of another size, a number that is none) is refused before it is sent.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from ..errors import (
+    IndexNotFoundError,
+    NoPermissionError,
+    NotIndexedError,
+    SearchUnavailableError,
+)
+from ..keys import milliseconds
+from ..protocol import commands
+from ..protocol.client import iterated
+from ..protocol.operation import Batch, C_co, Call, Command, Op, operation
+from ..search import query
+from ..search.filters import Filter, whole_number
+from ..search.replies import aggregate_reply, found_keys, index_info, indexing_failures
+from ..search.schema import Schema
+from .life import Life
+from .rows import Decoder, Row
+from .writing import Encoder, Part, made_ids
+
+Progress = Callable[[int, "int | None"], object]
+
+_PAGE = 1000  # keys that one page of a scan, or of a deletion, holds
+
+
+class Loaded(int):
+    """How many documents were written. `ids` are those that were made, `failed` not indexed."""
+
+    ids: list[str]
+    failed: list[str]
+
+
+class Documents(Life[C_co]):
+    """What is stored in an index."""
+
+    def __init__(self, client: C_co, name: str, schema: Schema, **options: Any) -> None:
+        super().__init__(client, name, schema, **options)
+        self._decoder = Decoder(schema, self.prefix)
+        self._encoder = Encoder(schema, self.prefixes, self.prefix)
+
+    @operation
+    def load(
+        self,
+        ids: Sequence[str | int] | None,
+        vectors: Any,
+        fields: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        ttl: float | None = None,
+        batch_size: int = 500,
+        progress: Progress | None = None,
+        raise_errors: bool = True,
+    ) -> Op[Loaded]:
+        """Write documents, each replacing whole what was under its id; return how many.
+
+        `ids` None: they are made, 32 hex digits each, and are the result's `ids`. `vectors` is
+        array-like of shape (n, dim), one row per id. `fields` is `{name: column}` or a list of
+        dicts, one per id; a None leaves that field out of that document. Fields outside of the
+        schema are stored and not indexed. `ttl` in seconds. A batch of `batch_size` documents is
+        one write, and holds a copy of their vectors; `progress(done, total)` is called after each.
+
+        All arguments are checked before the first byte is sent: ValueError or TypeError name what
+        is wrong. Raises NotIndexedError, when all are written, if the server did not index some of
+        them; with `raise_errors=False` they are the result's `failed`.
+        """
+        whole_number("batch_size", batch_size)
+        documents = self._encoder.checked(ids, vectors, fields, milliseconds("ttl", ttl))
+        writing = Writing()
+        for part in documents.parts(batch_size):
+            yield from self._write(writing, part)
+            if progress is not None:
+                progress(writing.done, len(documents.ids))
+        return writing.result(documents.ids if ids is None else [], raise_errors=raise_errors)
+
+    @operation
+    def load_documents(
+        self,
+        documents: Iterable[Mapping[str, Any] | Row],
+        *,
+        ttl: float | None = None,
+        batch_size: int = 500,
+        progress: Progress | None = None,
+        raise_errors: bool = True,
+    ) -> Op[Loaded]:
+        """Write documents from an iterable, of which no more than a batch is held; see `load`.
+
+        A document is a `Row` (of `scan`, say), or a dict with its vector under the vector field's
+        name, its fields, and its `id`, which is made where there is none. The total that `progress`
+        is told is None where the iterable has no length. What is wrong with a document raises
+        before its batch is sent; the batches before it are written by then.
+        """
+        px = milliseconds("ttl", ttl)
+        whole_number("batch_size", batch_size)
+        total = len(documents) if isinstance(documents, Sized) else None
+        writing, made = Writing(), list[str]()
+        remaining = iter(documents)
+        while True:
+            # In a thread where there is an event loop: the iterable may read files.
+            found: list[Any] = yield from Call(lambda: list(islice(remaining, batch_size)))
+            if not found:
+                return writing.result(made, raise_errors=raise_errors)
+            ids, vectors, fields = self._split(found)
+            new = iter(made_ids(ids.count(None)))
+            names = [next(new) if i is None else i for i in ids]
+            made += [name for name, i in zip(names, ids, strict=True) if i is None]
+            yield from self._write(writing, self._encoder.checked(names, vectors, fields, px))
+            if progress is not None:
+                progress(writing.done, total)
+
+    @operation
+    def update(
+        self,
+        ids: Sequence[str | int],
+        fields: Mapping[str, Sequence[Any]] | Sequence[Mapping[str, Any]] | None = None,
+        *,
+        vectors: Any = None,
+    ) -> Op[int]:
+        """Change some fields, or the vectors, of documents; return how many of them there were.
+
+        `fields` and `vectors` are as in `load`, but a None takes a field away. What is not named
+        stays, the time to live too. Ids without a document are passed over.
+        """
+        names = self._encoder.ids(ids)
+        rows = self._encoder.rows(fields, len(names))
+        matrix: Any = [None] * len(names)
+        if vectors is not None:
+            matrix = self._encoder.checked(names, vectors, None, None).matrix
+        return (yield from self._change(list(zip(names, rows, matrix, strict=True))))
+
+    @operation
+    def update_where(self, filter: Filter, fields: Mapping[str, Any]) -> Op[int]:  # noqa: A002 - the API's name
+        """Give all documents that match a filter these fields (None: take away); return how many.
+
+        Documents that begin to match meanwhile may stay as they are.
+        """
+        self._encoder.change("", fields)
+        # All ids first: a document that is written while it is looked for may be found again.
+        cursor, keys = yield from self._keys(b"0", _given(filter))
+        while cursor != b"0":
+            cursor, more = yield from self._keys(cursor, filter)
+            keys += more
+        names = dict.fromkeys(map(self._decoder.id, keys))
+        return (yield from self._change([(name, fields, None) for name in names]))
+
+    @operation
+    def get(self, ids: Sequence[str | int]) -> Op[list[Row | None]]:
+        """Return documents by id, vectors included, in order; None for each that is missing."""
+        names = self._encoder.ids(ids, repeated=True)
+        return (yield from self._fetch([(self.prefix + name).encode() for name in names]))
+
+    @operation
+    def delete(self, ids: Sequence[str | int]) -> Op[int]:
+        """Delete documents by id; return how many there were."""
+        return (yield from self._delete(self._encoder.ids(ids, repeated=True)))
+
+    @operation
+    def delete_where(self, filter: Filter, dry_run: bool = False) -> Op[int]:  # noqa: A002, FBT001, FBT002 - the API's name
+        """Delete all documents that match a filter; return how many, with `dry_run` without it."""
+        text = self.schema.check_filter(_given(filter))
+        if dry_run:
+            return (yield from query.count(self.name, text, filter.params))
+        found = ("FT.SEARCH", self.name, text, "NOCONTENT", *query.with_params(filter.params))
+        deleted: int = 0
+        while True:
+            keys = yield from Command((*found, "LIMIT", 0, _PAGE, "DIALECT", 2), found_keys)
+            gone = yield from self._delete([self._decoder.id(key) for key in keys])
+            deleted += gone
+            if not gone:
+                return deleted
+
+    @operation
+    def count(self, filter: Filter | None = None) -> Command[int]:  # noqa: A002 - the API's name
+        """Return how many documents are indexed, or match the filter."""
+        params = () if filter is None else filter.params
+        return query.count(self.name, self.schema.check_filter(filter), params)
+
+    @iterated
+    def scan(self, filter: Filter | None = None) -> Iterator[Row]:  # noqa: A002 - the API's name
+        """Iterate over all documents, or those that match a filter: whole, vectors included.
+
+        A document that is written meanwhile may come twice or not at all. The server forgets an
+        iteration that rests for five minutes: then ReplyError is raised.
+        """
+        self.schema.check_filter(filter)
+        client: Any = self.client
+        rows: Iterator[Row] = client.pages(partial(self._page, filter))
+        return rows
+
+    def _page(self, filter: Filter | None, cursor: bytes) -> Op[tuple[bytes, list[Row]]]:  # noqa: A002 - the API's name
+        following, keys = yield from self._keys(cursor, filter)
+        rows = yield from self._fetch(keys)
+        return following, [row for row in rows if row is not None]
+
+    def _keys(self, cursor: bytes, filter: Filter | None) -> Op[tuple[bytes, list[bytes]]]:  # noqa: A002 - the API's name
+        """Return a page of the keys of documents that match, and the cursor of the next."""
+        args: tuple[Any, ...] = ("FT.CURSOR", "READ", self.name, cursor)
+        if cursor == b"0":
+            text = self.schema.check_filter(filter)
+            args = ("FT.AGGREGATE", self.name, text, "LOAD", 1, "@__key", "WITHCURSOR", "COUNT")
+            params = query.with_params(() if filter is None else filter.params)
+            args = (*args, _PAGE, *params, "DIALECT", 2)
+        page = yield from Command(args, partial(aggregate_reply, cursor=True))
+        return b"%d" % page.cursor, [row[b"__key"] for row in page.rows if b"__key" in row]
+
+    def _fetch(self, keys: Sequence[bytes]) -> Op[list[Row | None]]:
+        if not self.schema.json:
+            found = yield from Batch([commands.hgetall(key) for key in keys])
+            pairs = zip(keys, found, strict=True)
+            return [self._decoder.row(key, one) if one else None for key, one in pairs]
+        rows: list[Row | None] = []
+        for key, text in zip(
+            keys, (yield from Batch([("JSON.GET", k) for k in keys])), strict=True
+        ):
+            document = None if text is None else json.loads(text)
+            if isinstance(document, dict):
+                vector = self._encoder.take_vector(document)
+                rows.append(self._decoder.document(key, document, vector))
+            else:
+                rows.append(None)  # or no object, which is no document of this index
+        return rows
+
+    def _write(self, writing: Writing, part: Part) -> Op[None]:
+        """Write a batch, and see if the server has indexed it: FT.INFO goes with it."""
+        ask = [("FT.INFO", self.name)]
+        before = [] if writing.asked else ask
+        replies = yield from self._encoder.request(part, before, ask)
+        for one in replies:
+            if isinstance(one, Exception) and not isinstance(one, _NO_INFO):
+                raise one
+        rose = writing.saw([replies[0], replies[-1]] if before else replies[-1:])
+        writing.done += len(part.ids)
+        if rose:
+            keys = [self.prefix + name for name in part.ids]
+            found = ("FT.SEARCH", self.name, "*", "INKEYS", len(keys), *keys, "NOCONTENT")
+            there = yield from Command((*found, "LIMIT", 0, len(keys), "DIALECT", 2), found_keys)
+            indexed = set(map(self._decoder.id, there))
+            writing.failed += [name for name in part.ids if name not in indexed]
+
+    def _change(self, changes: Sequence[tuple[str, Mapping[str, Any], Any]]) -> Op[int]:
+        """Change fields and vectors, (id, fields, vector or None) each."""
+        runs = [self._encoder.change(self.prefix + i, fields, v) for i, fields, v in changes]
+        changed = 0
+        for start in range(0, len(runs), _PAGE):
+            changed += sum((yield from Batch(runs[start : start + _PAGE])))
+        return changed
+
+    def _delete(self, ids: Sequence[str]) -> Op[int]:
+        keys = [self.prefix + name for name in ids]
+        parts = [keys[i : i + _PAGE] for i in range(0, len(keys), _PAGE)]
+        return sum((yield from Batch([commands.unlink(part) for part in parts])))
+
+    def _split(self, documents: list[Any]) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
+        """Return ids (None where there is none), vectors and fields of documents."""
+        ids, vectors, fields = list[Any](), list[Any](), list[dict[str, Any]]()
+        name = self.schema.vector.name
+        for document in documents:
+            if isinstance(document, Row):
+                rest = {**document.fields, name: document.vector, "id": document.id}
+            elif isinstance(document, Mapping):
+                rest = dict(document)
+            else:
+                raise TypeError(f"a document is a Row or a dict, not {type(document).__name__}")
+            if rest.get(name) is None:
+                raise ValueError(f"a document has no vector in its field {name!r}")
+            vectors.append(rest.pop(name))
+            ids.append(rest.pop("id", None))
+            fields.append(rest)
+        return ids, vectors, fields
+
+
+class Writing:
+    """What a load has done so far, and what the server said of it."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.done = 0
+        self.failed: list[str] = []
+        self._count: int | None = None
+        self._why = ""
+
+    def saw(self, replies: list[Any]) -> bool:
+        """Take FT.INFO's replies before and after a write; tell if there are more failures now."""
+        self.asked = True
+        if isinstance(replies[-1], _NO_INFO):
+            return False  # no index yet, or none that this user may ask about
+        before = self._count
+        if before is None:
+            before = indexing_failures(replies[0])
+        self._count = indexing_failures(replies[-1])
+        if self._count <= before:
+            return False
+        self._why = index_info(replies[-1]).last_failure
+        return True
+
+    def add(self, other: Writing) -> None:
+        """Take over what another write saw of the same documents."""
+        self.failed += other.failed
+        self._why = other._why or self._why
+
+    def result(self, made: list[str], *, raise_errors: bool) -> Loaded:
+        """Return the result, or raise NotIndexedError."""
+        if self.failed and raise_errors:
+            shown = ", ".join(map(repr, self.failed[:3])) + ", ..." * (len(self.failed) > 3)
+            error = NotIndexedError(
+                f"{len(self.failed)} of {self.done} documents were stored and not indexed, such as"
+                f" {shown}; the last because: {self._why or 'the server does not say'}"
+            )
+            error.ids = tuple(self.failed[:1000])
+            raise error
+        loaded = Loaded(self.done)
+        loaded.ids, loaded.failed = made, self.failed
+        return loaded
+
+
+_NO_INFO = (IndexNotFoundError, NoPermissionError, SearchUnavailableError)
+
+
+def _given(filter: Filter) -> Filter:  # noqa: A002 - the API's name
+    """Return a filter; raise TypeError for None, which would be everything."""
+    if not isinstance(filter, Filter):
+        raise TypeError("filter must be a Filter: for all documents, drop(delete_documents=True)")
+    return filter

@@ -1,0 +1,157 @@
+"""Rows and results: what queries return, and how replies become it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import UnexpectedReplyError
+from ..search.fields import Geo, Numeric, text_or_bytes
+from ..search.query import DISTANCE
+from ..search.replies import SearchReply
+from ..search.schema import Schema
+from ..search.vectors import DTYPES, Array, from_blob, similarity
+
+__all__ = ["Row", "SearchResult"]
+
+
+@dataclass(slots=True)
+class Row:
+    """A document. `id` is without the prefix; `distance` is in the metric's own unit.
+
+    `similarity` is the distance as 0 to 1. `score` is what a text, hybrid or mmr query ranks by:
+    higher is better. `vector` is there where it was asked for: a read-only array of shape (dim,).
+    Numeric fields are numbers, places (longitude, latitude), the others text (bytes where not
+    UTF-8); in JSON documents, what JSON holds.
+    """
+
+    id: str
+    fields: dict[str, Any]
+    distance: float | None = None
+    similarity: float | None = None
+    score: float | None = None
+    vector: Array | None = None
+
+
+@dataclass(slots=True)
+class SearchResult:
+    """Rows, best first. `total` is how many were found.
+
+    Of a vector's neighbours at most k + offset are (see `count()`); in a cluster the server's
+    figure for other queries may be that of a part.
+
+    `partial` is True if the server could not look at everything: its time was up, or the index was
+    being built; why is in `warnings`. Over RESP2 a server does not tell that its time was up.
+    """
+
+    rows: list[Row]
+    total: int
+    partial: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+
+class Decoder:
+    """Makes rows of what an index's documents hold."""
+
+    def __init__(self, schema: Schema, prefix: str) -> None:
+        self.vector = schema.vector
+        self._key = schema.vector.name.encode()
+        self._cut = len(prefix.encode())  # every key of the index begins with the prefix
+        self._json = schema.json
+        self._loaders: dict[bytes, tuple[str, Callable[[bytes], Any]]] = {
+            known.name.encode(): (known.name, _loader(known, json_document=schema.json))
+            for known in schema.fields.values()
+        }
+
+    def id(self, key: bytes) -> str:
+        """Return a document's id."""
+        return key[self._cut :].decode(errors="replace")
+
+    def row(
+        self,
+        key: bytes,
+        found: dict[bytes, bytes],
+        distance: float | None = None,
+        score: float | None = None,
+    ) -> Row:
+        """Return a row of a hash's fields, or of a query's."""
+        array = None
+        fields: dict[str, Any] = {}
+        loaders = self._loaders
+        for name, value in found.items():
+            if name == self._key:
+                array = self._array(value, key)
+            elif name in loaders:
+                label, load = loaders[name]
+                fields[label] = load(value)
+            elif name != _DISTANCE:
+                load = _from_json if self._json else text_or_bytes
+                fields[name.decode(errors="replace")] = load(value)
+        near = None if distance is None else similarity(distance, self.vector.metric)
+        return Row(self.id(key), fields, distance, near, score, array)
+
+    def document(self, key: bytes, fields: dict[str, Any], vector: Any) -> Row:
+        """Return a row of a whole JSON document, from which the vector was taken."""
+        array = None if vector is None else np.array(vector, _plain(self.vector.dtype))
+        return Row(self.id(key), fields, vector=array)
+
+    def nearest(self, reply: SearchReply, start: int, end: int) -> SearchResult:
+        """Return the rows of a KNN or range reply, nearest first, from `start` up to `end`."""
+        try:
+            found = [(float(fields[_DISTANCE]), k, fields) for k, fields, _ in reply.rows if fields]
+        except (KeyError, ValueError):
+            raise UnexpectedReplyError("FT.SEARCH: a row without a distance") from None
+        # The server's order is not to be relied on everywhere; NaN, which is nobody's, goes last.
+        found.sort(key=_nearness)
+        rows = [self.row(key, fields, distance) for distance, key, fields in found[start:end]]
+        return SearchResult(rows, len(found), bool(reply.warnings), reply.warnings)
+
+    def ranked(self, reply: SearchReply) -> SearchResult:
+        """Return the rows of a reply in its own order, with the scores that it has."""
+        rows = [
+            self.row(key, fields, score=score)
+            for key, fields, score in reply.rows
+            if fields is not None
+        ]
+        return SearchResult(rows, reply.total, bool(reply.warnings), reply.warnings)
+
+    def _array(self, value: bytes, key: bytes) -> Array:
+        if self._json:
+            array = np.array(_from_json(value), _plain(self.vector.dtype))
+        else:
+            array = from_blob(value, self.vector.dtype)
+        if array.shape != (self.vector.dim,):
+            raise UnexpectedReplyError(f"{self.id(key)!r} holds a vector of {array.size} numbers")
+        return array
+
+
+_DISTANCE = DISTANCE.encode()
+
+
+def _nearness(row: tuple[float, bytes, dict[bytes, bytes]]) -> float:
+    return math.inf if math.isnan(row[0]) else row[0]
+
+
+def _plain(dtype: str) -> str:
+    """Return the type of a vector's numbers in Python; of bfloat16 it is float32."""
+    return "<f4" if dtype == "bfloat16" else DTYPES[dtype]
+
+
+def _loader(known: Any, *, json_document: bool) -> Callable[[bytes], Any]:
+    if not json_document:
+        load: Callable[[bytes], Any] = known.loaded
+        return load if isinstance(known, (Numeric, Geo)) else text_or_bytes
+    # A path that may lead to several places (`$..x`, `$.x[*]`) gives them all.
+    many = known.path is not None and any(sign in known.path for sign in ("*", "..", "?", ":", ","))
+    return json.loads if many else _from_json
+
+
+def _from_json(value: bytes) -> Any:
+    """Return the one value in the list that dialect 3 gives for a path."""
+    found = json.loads(value)
+    return found[0] if isinstance(found, list) and found else found
