@@ -10,9 +10,9 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from .index.life import read_manifest
-from .index.migration import Migration
 from .index.queries import AggregateResult, Explanation
 from .index.rows import Row, SearchResult
+from .index.transfer import Transfer
 from .protocol.operation import AsyncRunner, C_co, Op, Plan, Runner
 from .search import query
 from .search.fields import Field
@@ -25,7 +25,7 @@ A = TypeVar("A", bound=AsyncRunner)
 __all__ = ["AggregateResult", "Explanation", "Row", "SearchResult", "VectorIndex"]
 
 
-class VectorIndex(Migration[C_co]):
+class VectorIndex(Transfer[C_co]):
     """An index of the given fields, one of them a `Vector`, over documents under `prefix`.
 
     `prefix` is `name:` by default (a `:` in the name is percent-encoded, so that the documents of

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rawredis_llm import Numeric, Tag, Text
 from rawredis_llm.protocol.resp import PORTION, encode, encode_many
 from rawredis_llm.search import bulk
-from rawredis_llm.search.bulk import delete_portion, hset_portions, stored_column
+from rawredis_llm.search.bulk import arguments, hset_portions, stored_column
 from rawredis_llm.search.fields import Field
 from rawredis_llm.search.filters import EXACT
 
@@ -260,7 +260,7 @@ def test_portions_hold_what_the_encoder_writes(table: tuple[Any, ...], portion: 
 
 @given(st.lists(BYTES, min_size=1))
 def test_keys_are_deleted_by_one_request(keys: list[bytes]) -> None:
-    assert delete_portion(keys) == encode(("DEL", *keys))
+    assert arguments(keys) == encode(("DEL", *keys))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from ..protocol.client import iterated
 from ..protocol.operation import Batch, C_co, Call, Command, Op, operation
 from ..search import query
 from ..search.filters import Filter, whole_number
-from ..search.replies import aggregate_reply, found_keys, index_info, indexing_failures
+from ..search.replies import aggregate_reply, found_keys, total_results
 from ..search.schema import Schema
 from .life import Life
 from .rows import Decoder, Row
@@ -114,7 +114,9 @@ class Documents(Life[C_co]):
             new = iter(made_ids(ids.count(None)))
             names = [next(new) if i is None else i for i in ids]
             made += [name for name, i in zip(names, ids, strict=True) if i is None]
-            yield from self._write(writing, self._encoder.checked(names, vectors, fields, px))
+            raw = all(isinstance(document, Row) for document in found)
+            part = self._encoder.checked(names, vectors, fields, px, raw=raw)
+            yield from self._write(writing, part)
             if progress is not None:
                 progress(writing.done, total)
 
@@ -231,21 +233,32 @@ class Documents(Life[C_co]):
         return rows
 
     def _write(self, writing: Writing, part: Part) -> Op[None]:
-        """Write a batch, and see if the server has indexed it: FT.INFO goes with it."""
-        ask = [("FT.INFO", self.name)]
-        before = [] if writing.asked else ask
-        replies = yield from self._encoder.request(part, before, ask)
+        """Write a batch, and see if the server has indexed it."""
+        replies = yield from self._encoder.request(part, self.name)
+        said = replies[len(part.ids) + 1]
         for one in replies:
-            if isinstance(one, Exception) and not isinstance(one, _NO_INFO):
+            if isinstance(one, Exception) and (one is not said or not isinstance(one, _NO_INDEX)):
                 raise one
-        rose = writing.saw([replies[0], replies[-1]] if before else replies[-1:])
         writing.done += len(part.ids)
-        if rose:
-            keys = [self.prefix + name for name in part.ids]
-            found = ("FT.SEARCH", self.name, "*", "INKEYS", len(keys), *keys, "NOCONTENT")
-            there = yield from Command((*found, "LIMIT", 0, len(keys), "DIALECT", 2), found_keys)
-            indexed = set(map(self._decoder.id, there))
-            writing.failed += [name for name in part.ids if name not in indexed]
+        # With a condition of its own, the index leaves out what it should.
+        unknown = isinstance(said, Exception) or self.schema.filter_expression is not None
+        if unknown or total_results(said) == len(part.ids):
+            return
+        keys = [self.prefix + name for name in part.ids]
+        found = ("FT.SEARCH", self.name, "*", "INKEYS", len(keys), *keys, "NOCONTENT")
+        indexed, info, *there = yield from Batch(
+            [
+                Command((*found, "LIMIT", 0, len(keys), "DIALECT", 2), found_keys),
+                query.info(self.name),
+                *(
+                    ("EXISTS", key) for key in keys
+                ),  # what somebody deleted meanwhile has not failed
+            ]
+        )
+        known = set(map(self._decoder.id, indexed))
+        left = [i for i, exists in zip(part.ids, there, strict=True) if exists and i not in known]
+        writing.failed += left
+        writing.why = info.last_failure
 
     def _change(self, changes: Sequence[tuple[str, Mapping[str, Any], Any]]) -> Op[int]:
         """Change fields and vectors, (id, fields, vector or None) each."""
@@ -283,30 +296,9 @@ class Writing:
     """What a load has done so far, and what the server said of it."""
 
     def __init__(self) -> None:
-        self.asked = False
         self.done = 0
         self.failed: list[str] = []
-        self._count: int | None = None
-        self._why = ""
-
-    def saw(self, replies: list[Any]) -> bool:
-        """Take FT.INFO's replies before and after a write; tell if there are more failures now."""
-        self.asked = True
-        if isinstance(replies[-1], _NO_INFO):
-            return False  # no index yet, or none that this user may ask about
-        before = self._count
-        if before is None:
-            before = indexing_failures(replies[0])
-        self._count = indexing_failures(replies[-1])
-        if self._count <= before:
-            return False
-        self._why = index_info(replies[-1]).last_failure
-        return True
-
-    def add(self, other: Writing) -> None:
-        """Take over what another write saw of the same documents."""
-        self.failed += other.failed
-        self._why = other._why or self._why
+        self.why = ""
 
     def result(self, made: list[str], *, raise_errors: bool) -> Loaded:
         """Return the result, or raise NotIndexedError."""
@@ -314,7 +306,7 @@ class Writing:
             shown = ", ".join(map(repr, self.failed[:3])) + ", ..." * (len(self.failed) > 3)
             error = NotIndexedError(
                 f"{len(self.failed)} of {self.done} documents were stored and not indexed, such as"
-                f" {shown}; the last because: {self._why or 'the server does not say'}"
+                f" {shown}; the last because: {self.why or 'the server does not say'}"
             )
             error.ids = tuple(self.failed[:1000])
             raise error
@@ -323,7 +315,8 @@ class Writing:
         return loaded
 
 
-_NO_INFO = (IndexNotFoundError, NoPermissionError, SearchUnavailableError)
+# Then documents are only stored, or this user may not look.
+_NO_INDEX = (IndexNotFoundError, NoPermissionError, SearchUnavailableError)
 
 
 def _given(filter: Filter) -> Filter:  # noqa: A002 - the API's name

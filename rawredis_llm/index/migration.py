@@ -118,7 +118,8 @@ class Migration(Queries[C_co]):
         twin = yield from self._route.part(part)
         second = Writing()
         yield from together([write, self._route.new._write(second, twin)])
-        writing.add(second)
+        writing.failed += second.failed
+        writing.why = second.why or writing.why
 
     def _change(self, changes: Sequence[tuple[str, Mapping[str, Any], Any]]) -> Op[int]:
         change = super()._change(changes)

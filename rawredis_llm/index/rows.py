@@ -97,7 +97,7 @@ class Decoder:
 
     def document(self, key: bytes, fields: dict[str, Any], vector: Any) -> Row:
         """Return a row of a whole JSON document, from which the vector was taken."""
-        array = None if vector is None else np.array(vector, _plain(self.vector.dtype))
+        array = None if vector is None else np.array(vector, plain_dtype(self.vector.dtype))
         return Row(self.id(key), fields, vector=array)
 
     def nearest(self, reply: SearchReply, start: int, end: int) -> SearchResult:
@@ -122,7 +122,7 @@ class Decoder:
 
     def _array(self, value: bytes, key: bytes) -> Array:
         if self._json:
-            array = np.array(_from_json(value), _plain(self.vector.dtype))
+            array = np.array(_from_json(value), plain_dtype(self.vector.dtype))
         else:
             array = from_blob(value, self.vector.dtype)
         if array.shape != (self.vector.dim,):
@@ -137,7 +137,7 @@ def _nearness(row: tuple[float, bytes, dict[bytes, bytes]]) -> float:
     return math.inf if math.isnan(row[0]) else row[0]
 
 
-def _plain(dtype: str) -> str:
+def plain_dtype(dtype: str) -> str:
     """Return the type of a vector's numbers in Python; of bfloat16 it is float32."""
     return "<f4" if dtype == "bfloat16" else DTYPES[dtype]
 

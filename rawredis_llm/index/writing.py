@@ -13,7 +13,7 @@ from ..keys import indexed_key_part, require_text, to_json
 from ..protocol.operation import Command, Ready
 from ..protocol.resp import encode_many
 from ..protocol.script import Script
-from ..search.bulk import delete_portion, hset_portions, stored_column
+from ..search.bulk import arguments, hset_portions, stored_column
 from ..search.fields import Field, Geo, GeoShape
 from ..search.schema import Schema
 from ..search.vectors import Array, as_matrix, from_blob
@@ -32,6 +32,8 @@ if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 redis.call('JSON.MERGE', KEYS[1], '$', ARGV[1])
 return 1""")
 
+# How many of the keys are indexed: an index that drops a document does so without a word.
+_COUNT = ("NOCONTENT", "LIMIT", 0, 0, "DIALECT", 2)
 _PATH = re.compile(r"\$((?:\.[A-Za-z_]\w*)+)(?:\[\*\])?", re.ASCII)
 
 
@@ -83,47 +85,55 @@ class Encoder:
         vectors: Any,
         fields: Any,
         px: int | Sequence[int | None] | None,
+        *,
+        raw: bool = False,
     ) -> Part:
-        """Return documents checked; ids are made if they are None."""
+        """Return documents checked; ids are made if they are None.
+
+        `raw`: the fields are what was read from documents, so that they are right as they are.
+        """
         matrix = as_matrix(
             vectors, self.vector.dim, dtype=self.vector.dtype, metric=self.vector.metric
         )
         names = made_ids(len(matrix)) if ids is None else self.ids(ids)
         if len(matrix) != len(names):
             raise ValueError(f"{len(names)} ids, but {len(matrix)} vectors")
-        columns = self._columns(fields, len(names))
+        columns = self._columns(fields, len(names), raw=raw)
         each = [px] * len(names) if isinstance(px, int) else px
         return Part(names, matrix, columns, None if each is None else list(each))
 
-    def request(self, part: Part, before: list[Any], after: list[Any]) -> Ready:
-        """Return one write that replaces documents whole, between other commands."""
+    def request(self, part: Part, index: str) -> Ready:
+        """Return one write: DEL of all, a write of each, how many are indexed, times to live."""
         keys = [(self.prefix + name).encode() for name in part.ids]
-        times = part.px or []
-        ending = [("PEXPIRE", keys[i], px) for i, px in enumerate(times) if px is not None] + after
+        times = zip(keys, part.px or (), strict=part.px is not None)
+        lives = [("PEXPIRE", key, px) for key, px in times if px is not None]
+        asked: list[Any] = ["FT.SEARCH", index, "*", "INKEYS", len(keys)]
         if self.schema.json:
-            sets = [
-                ("JSON.SET", key, "$", text)
-                for key, text in zip(keys, self._texts(part), strict=True)
-            ]
-            everything = [*before, ("DEL", *keys), *sets, *ending]
+            texts = zip(keys, self._texts(part), strict=True)
+            sets = [("JSON.SET", key, "$", text) for key, text in texts]
+            everything = [("DEL", *keys), *sets, (*asked, *keys, *_COUNT), *lives]
             return Ready(encode_many(everything), "DEL+JSON.SET", lambda: everything)
         columns = [(name.encode(), column) for name, column in part.columns.items()]
         blobs = part.matrix.view(np.uint8).reshape(len(keys), -1)
         name = self.vector.name.encode()
-        head = b"".join(data for data, _ in encode_many(before)) + delete_portion(keys)
-        tail = b"".join(data for data, _ in encode_many(ending))
-        portions = hset_portions(keys, name, blobs, columns)
-        portions[0] = (b"".join([head, portions[0][0]]), portions[0][1] + len(before) + 1)
-        portions[-1] = (b"".join([portions[-1][0], tail]), portions[-1][1] + len(ending))
 
         def again() -> Iterator[tuple[Any, ...]]:
-            yield from before
             yield ("DEL", *keys)
             for i, key in enumerate(keys):
                 row = [(n, column[i]) for n, column in columns if column[i] is not None]
                 yield ("HSET", key, *(part for pair in row for part in pair), name, blobs[i])
-            yield from ending
+            yield (*asked, *keys, *_COUNT)
+            yield from lives
 
+        targets = arguments(keys)
+        before = b"*%d\r\n$3\r\nDEL\r\n%b" % (1 + len(keys), targets)
+        # The same, encoded: its keys are the largest part of it, and are written already.
+        first, last = (arguments([str(arg).encode() for arg in args]) for args in (asked, _COUNT))
+        after = b"*%d\r\n%b%b%b" % (len(asked) + len(keys) + len(_COUNT), first, targets, last)
+        after += b"".join(data for data, _ in encode_many(lives))
+        portions = hset_portions(keys, name, blobs, columns, before, after)
+        portions[0] = (portions[0][0], portions[0][1] + 1)
+        portions[-1] = (portions[-1][0], portions[-1][1] + 1 + len(lives))
         return Ready(portions, "DEL+HSET", again)
 
     def change(self, key: str, fields: Mapping[str, Any], vector: Any = None) -> Command[int]:
@@ -164,21 +174,25 @@ class Encoder:
                 raise TypeError(f"fields: a document is a dict, not {type(document).__name__}")
         return [dict(document) for document in fields]
 
-    def _columns(self, fields: Any, total: int) -> dict[str, list[Any]]:
+    def _columns(self, fields: Any, total: int, *, raw: bool) -> dict[str, list[Any]]:
         if not isinstance(fields, Mapping):
             rows = self.rows(fields, total)
             names = dict.fromkeys(name for row in rows for name in row)
             fields = {name: [row.get(name) for row in rows] for name in names}
         return {
-            name: self._stored(name, _column(name, column, total))
+            name: self._stored(name, _column(name, column, total), raw=raw)
             for name, column in fields.items()
         }
 
-    def _stored(self, name: str, values: Any) -> list[Any]:
+    def _stored(self, name: str, values: Any, *, raw: bool = False) -> list[Any]:
         """Return a column's values as HSET takes them, or, in JSON documents, as JSON has them."""
         if require_text("fields", name) == self.vector.name:
             raise ValueError(f"field {name!r} is the vector; it is the argument `vectors`")
         known = self.schema.fields.get(name)
+        if raw:
+            if isinstance(known, Geo) and not self.schema.json:
+                values = [known.stored(v) if isinstance(v, (tuple, list)) else v for v in values]
+            known = None
         if not self.schema.json:
             return stored_column(name, known, values)
         return [None if value is None else _json_value(known, value) for value in values]

@@ -17,7 +17,7 @@ from ..protocol.resp import MAX_ARGUMENT, PORTION
 from .fields import Field, Numeric, Tag, Text
 from .filters import EXACT, LONGEST_TAG
 
-__all__ = ["delete_portion", "hset_portions", "stored_column"]
+__all__ = ["arguments", "hset_portions", "stored_column"]
 
 Values = Sequence[Any] | npt.NDArray[Any]
 Wires = list[bytes | None]
@@ -121,16 +121,14 @@ def _wire(name: str, value: Any) -> bytes:
     return wire
 
 
-def delete_portion(keys: Sequence[bytes]) -> bytes:
-    """Return the request `DEL key ...`, of one key or more."""
-    widths = list(map(len, keys))
+def arguments(texts: Sequence[bytes]) -> bytes:
+    """Return arguments, one or more, as they stand in a request."""
+    widths = list(map(len, texts))
     headers = _headers(b"", set(widths))
-    if len(headers) == 1:
-        header = headers[widths[0]]
-        body = header + header.join(keys)
-    else:
-        body = b"".join([piece for key in keys for piece in (headers[len(key)], key)])
-    return b"*%d\r\n$3\r\nDEL%b\r\n" % (1 + len(keys), body)
+    pieces: list[bytes] = [b""] * (2 * len(texts))
+    pieces[::2] = map(headers.__getitem__, widths)
+    pieces[1::2] = texts
+    return b"".join(pieces)[2:] + b"\r\n"  # a header begins with the end of what is before it
 
 
 def hset_portions(
@@ -138,12 +136,15 @@ def hset_portions(
     vector_name: bytes,
     blobs: npt.NDArray[np.uint8],
     columns: Sequence[tuple[bytes, Sequence[bytes | None]]],
+    before: bytes = b"",
+    after: bytes = b"",
 ) -> list[tuple[bytes, int]]:
     """Return the requests `HSET key name value ... vector_name blob`, one for each key, in order.
 
     `blobs` is C-contiguous, of shape (n, bytes of a vector), for n keys; a column has n values, of
     which None is left out. The result is portions of about 1 MiB, each with its number of requests,
-    as `encode_many` returns. Raises ValueError if a length is not n.
+    as `encode_many` returns, the first and the last with what is to leave `before` and `after`
+    them, not counted. Raises ValueError if a length is not n.
     """
     total, size = blobs.shape
     if any(len(column) != total for column in (keys, *(column for _, column in columns))):
@@ -156,10 +157,10 @@ def hset_portions(
     differing: dict[int, Sequence[bytes | memoryview]] = {}
     gaps, uneven = [], []
     about = size + 64  # bytes of a row, apart from those in `uneven`
-    for before, column in [(b"", keys)] + [(_argument(name), column) for name, column in columns]:
+    for preface, column in [(b"", keys)] + [(_argument(name), column) for name, column in columns]:
         values, widths = _measured(column)
         distinct = set(widths)
-        headers = _headers(before, distinct)
+        headers = _headers(preface, distinct)
         if len(headers) > 1:
             differing[len(row)] = list(map(headers.__getitem__, widths))
         differing[len(row) + 1] = values
@@ -170,7 +171,7 @@ def hset_portions(
         if most - least > _EVEN:
             uneven.append(widths)
             most = 0
-        about += len(before) + 8 + most
+        about += len(preface) + 8 + most
     if gaps:
         heads = [_head(count) for count in range(len(columns) + 1)]
         differing[0] = [heads[~gap.count(_ABSENT)] for gap in zip(*gaps, strict=True)]
@@ -182,6 +183,8 @@ def hset_portions(
     wide = len(row)
     for place, ready in differing.items():
         pieces[place::wide] = ready
+    pieces[0] = before + pieces[0]
+    pieces[-1] += after
     return [
         (b"".join(pieces[start * wide : end * wide]), end - start)
         for start, end in _cuts(total, about, uneven)

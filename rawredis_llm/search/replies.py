@@ -159,14 +159,6 @@ def found_keys(reply: Any) -> list[bytes]:
     raise _unknown("FT.SEARCH", reply)
 
 
-def indexing_failures(reply: Any) -> int:
-    """Return how many failures an FT.INFO reply counts."""
-    try:
-        return int(as_mapping(reply)[b"hash_indexing_failures"])
-    except (KeyError, ValueError):
-        raise _unknown("FT.INFO", reply) from None
-
-
 def _warnings(reply: dict[bytes, Any], name: bytes = b"warning") -> list[str]:
     return [_text(text) for text in reply.get(name, [])]
 

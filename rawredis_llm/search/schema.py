@@ -302,7 +302,7 @@ def _field_differences(field: Field, live: Mapping[str, str], *, json: bool) -> 
         wanted["identifier"] = field.path or f"$.{field.name}"
         wanted.pop("separator", None)
     return [
-        f"field {field.name!r}: {key} is {live.get(key, 'no')}, not {value}"
+        f"field {field.name!r}: {key} is {live.get(key, 'no').lower()}, not {value.lower()}"
         for key, value in wanted.items()
         if not _same(live.get(key, "no").lower(), value.lower())
     ]
