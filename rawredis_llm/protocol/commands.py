@@ -18,7 +18,8 @@ def as_mapping(reply: Any) -> dict[Any, Any]:
     if isinstance(reply, dict):
         return reply
     if isinstance(reply, list) and len(reply) % 2 == 0:
-        return dict(zip(reply[::2], reply[1::2], strict=True))
+        parts = iter(reply)
+        return dict(zip(parts, parts))  # noqa: B905 - their number is even, and `strict` costs
     raise UnexpectedReplyError(f"expected a map, got {type(reply).__name__}")
 
 
