@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,9 +12,10 @@ import numpy as np
 from ..errors import IndexNotFoundError, NoPermissionError, PartialResultError
 from ..explain import shown
 from ..keys import distance_limit, require_text
-from ..protocol.operation import Batch, C_co, Command, Op, Runnable, operation, steps_of
+from ..protocol.operation import Batch, C_co, Command, Op, Ready, Runnable, operation, steps_of
 from ..search import query as commands
 from ..search.aggregate import Step, numeric_names
+from ..search.bulk import with_each
 from ..search.fields import Numeric, text_or_bytes
 from ..search.filters import Filter, number, whole_number
 from ..search.fusion import diverse, reciprocal_ranks, weighted
@@ -117,10 +118,16 @@ class Queries(Documents[C_co]):
         if not len(matrix):
             return []
         first = self._knn(matrix[0].data.cast("B"), k, filter, returned, 0, options)
-        at = next(i for i, part in enumerate(first.args) if part == "vector") + 1
-        head, tail, decode = first.args[:at], first.args[at + 1 :], first.decode
-        each = [Command((*head, row.data.cast("B"), *tail), decode) for row in matrix]
-        return (yield from self._answered_all(each, options))
+        at = next(i for i, part in enumerate(first.args) if isinstance(part, memoryview))
+        head, tail = first.args[:at], first.args[at + 1 :]
+        blobs = matrix.view(np.uint8).reshape(len(matrix), -1)
+
+        def each() -> Iterator[tuple[Any, ...]]:
+            return ((*head, blob, *tail) for blob in blobs)
+
+        before, after = ([str(part).encode() for part in parts] for parts in (head, tail))
+        queries = Ready(with_each(before, blobs, after), "FT.SEARCH", each)
+        return (yield from self._answers(queries, options, first.value))
 
     @operation
     def range(
@@ -232,7 +239,7 @@ class Queries(Documents[C_co]):
         method: str = "rrf",
         window: int | None = None,
         constant: float = 60.0,
-        alpha: float = 0.5,
+        alpha: float = 0.3,
         scorer: str = "BM25STD",
         return_fields: Sequence[str] | None = None,
         include_vectors: bool = False,
@@ -265,7 +272,7 @@ class Queries(Documents[C_co]):
             combine = ("COMBINE", "RRF", 4, "WINDOW", window, "CONSTANT", steepness)
             tail = (*combine, "LOAD", len(names), *names, "LIMIT", 0, k)
             return (yield from self._native(by_text.args[2], blob, window, filter, tail))
-        found = yield from self._answered_all([by_text, by_vector], options)
+        found = yield from self._answers(Batch([by_text, by_vector]), options)
         return _fused(found, k, method, steepness, share)
 
     @operation
@@ -447,23 +454,28 @@ class Queries(Documents[C_co]):
         """Return the op of a query; while the index may be being built, FT.INFO goes with it."""
         if self._known.settled and options.get("on_partial") != "raise":
             return command
-        return self._first_of([command], options)
+        return self._one_of(Batch([command]), options)
 
-    def _first_of(self, queries: Sequence[Command[T]], options: Options) -> Op[T]:
-        return (yield from self._answered_all(queries, options))[0]
+    def _one_of(self, queries: Batch, options: Options) -> Op[Any]:
+        return (yield from self._answers(queries, options))[0]
 
-    def _answered_all(self, queries: Sequence[Command[T]], options: Options) -> Op[list[T]]:
+    def _answers(
+        self, queries: Batch, options: Options, value: Callable[[Any], Any] | None = None
+    ) -> Op[list[Any]]:
         strict = options.get("on_partial") == "raise"
-        asked = [commands.info(self.name)] if strict or not self._known.settled else []
-        found = yield from Batch([*queries, *asked], raise_errors=False)
-        results: list[T] = found[: len(queries)]
-        for one in results:
-            if isinstance(one, Exception):
-                raise one
-        if asked:
-            self._note(found[-1], results)
-        warned = [text for one in results for text in getattr(one, "warnings", ())]
-        if strict and warned:
+        info: Any = None
+        if strict or not self._known.settled:
+            both = Batch([queries, commands.info(self.name)], raise_errors=False)
+            found, info = yield from both
+        else:
+            found = yield from queries
+        if isinstance(found, Exception):
+            raise found
+        results = found if value is None else list(map(value, found))
+        if info is not None:
+            self._note(info, results)
+        warned = [text for one in results for text in one.warnings] if strict else []
+        if warned:
             raise PartialResultError(f"index {self.name!r}: {'; '.join(dict.fromkeys(warned))}")
         return results
 

@@ -260,12 +260,15 @@ class Ready(Batch):
         portions: list[tuple[bytes, int]],
         names: str,
         commands: Callable[[], Iterable[tuple[Any, ...]]],
+        *,
+        raise_errors: bool = True,
     ) -> None:
         self._portions = portions
         self._kinds = {tuple}
         self.commands = commands
         self.names = names
-        self.atomic = self.executes = self.raise_errors = False
+        self.atomic = self.executes = False
+        self.raise_errors = raise_errors
         self.waits = 0.0
         self.width = sum(width for _, width in portions)
 

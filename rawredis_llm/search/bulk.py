@@ -17,7 +17,7 @@ from ..protocol.resp import MAX_ARGUMENT, PORTION
 from .fields import Field, Numeric, Tag, Text
 from .filters import EXACT, LONGEST_TAG
 
-__all__ = ["arguments", "hset_portions", "stored_column"]
+__all__ = ["arguments", "hset_portions", "stored_column", "with_each"]
 
 Values = Sequence[Any] | npt.NDArray[Any]
 Wires = list[bytes | None]
@@ -129,6 +129,24 @@ def arguments(texts: Sequence[bytes]) -> bytes:
     pieces[::2] = map(headers.__getitem__, widths)
     pieces[1::2] = texts
     return b"".join(pieces)[2:] + b"\r\n"  # a header begins with the end of what is before it
+
+
+def with_each(
+    before: Sequence[bytes], blobs: npt.NDArray[np.uint8], after: Sequence[bytes]
+) -> list[tuple[bytes, int]]:
+    """Return one request for each row of `blobs`, shape (n, bytes), between the same arguments.
+
+    In portions, as `hset_portions`.
+    """
+    total, size = blobs.shape
+    width = len(before) + 1 + len(after)
+    head = b"*%d\r\n%b$%d\r\n" % (width, arguments(before), size)
+    tail = b"\r\n" + arguments(after)
+    view = blobs.data.cast("B")
+    rows = [view[at : at + size] for at in range(0, total * size, size)]
+    step = PORTION // (len(head) + size + len(tail)) + 1
+    parts = [rows[start : start + step] for start in range(0, total, step)]
+    return [(head + (tail + head).join(part) + tail, len(part)) for part in parts]
 
 
 def hset_portions(

@@ -27,6 +27,10 @@ DTYPES: Final = {
 """Our name of a vector type -> numpy's, little-endian as Redis reads it."""
 
 
+# What needs no conversion: nearly all vectors are of the index's type already.
+_WIRES: Final = {name: np.dtype(DTYPES[name]) for name in DTYPES if name != "bfloat16"}
+
+
 def as_matrix(
     vectors: Any,
     dim: int | None = None,
@@ -119,6 +123,12 @@ def _numpy_name(dtype: str) -> str:
 def _numbers(values: Any, dtype: str, name: str) -> Array:
     """Return numbers as an array of the wire's type; refuse what would lose their value."""
     wire = _numpy_name(dtype)
+    if (
+        type(values) is np.ndarray
+        and values.dtype == _WIRES.get(dtype)
+        and values.flags.c_contiguous
+    ):
+        return values
     try:
         array = np.asarray(values)
     except ValueError:
