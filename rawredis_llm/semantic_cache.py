@@ -115,7 +115,7 @@ class SemanticCache(Bound[C_co]):
                 self._index,
                 self._filter(tag),
                 "vector",
-                query.data.cast("B"),
+                query.tobytes(),
                 1,
                 _RETURNED,
                 decode=_nearest,

@@ -50,6 +50,9 @@ class Documents(Life[C_co]):
         self._decoder = Decoder(schema, self.prefix)
         self._encoder = Encoder(schema, self.prefixes, self.prefix)
 
+    def _altered(self) -> None:
+        self._decoder.learn()
+
     @operation
     def load(
         self,

@@ -168,6 +168,10 @@ class Life(Bound[C_co]):
         self._known.settled = False
         # The schema object itself learns of it, as plans of this index share it.
         self.schema.fields.update({field.name: field for field in added})
+        self._altered()
+
+    def _altered(self) -> None:
+        """Take notice of fields that came to the schema."""
 
     @operation
     def alias(self, name: str, *, move: bool = False) -> Command[bytes]:

@@ -191,10 +191,12 @@ class _Route:
         return [(name, fields, made.get(name)) for name, fields, _ in changes]
 
     def _vectors(self, ids: Sequence[str], texts: Sequence[Any], old: Sequence[Any]) -> Op[Array]:
+        needed = old if self._embedder is None else texts
+        what = "vector" if self._embedder is None else f"text in {self._text_field!r} to embed"
+        for name, one in zip(ids, needed, strict=True):
+            if one is None or not len(one):
+                raise ValueError(f"{name!r} has no {what}")
         if self._embedder is not None:
-            lacking = [name for name, text in zip(ids, texts, strict=True) if not text]
-            if lacking:
-                raise ValueError(f"{lacking[0]!r} has no text in {self._text_field!r} to embed")
             old = yield from self._embedder.documents(list(texts))
         vector = self.new.schema.vector
         return as_matrix(old, vector.dim, dtype=vector.dtype, metric=vector.metric)

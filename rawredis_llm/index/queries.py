@@ -71,8 +71,6 @@ class Queries(Documents[C_co]):
     def __init__(self, client: C_co, name: str, schema: Schema, **options: Any) -> None:
         super().__init__(client, name, schema, **options)
         self._dialect = 3 if schema.json else 2
-        self._plain = [field for field in schema.fields if field != schema.vector.name]
-        self._near = commands.returning(self._plain, schema, DISTANCE)
 
     @operation
     def search(
@@ -117,8 +115,8 @@ class Queries(Documents[C_co]):
         returned = self._returned(return_fields, include_vectors=include_vectors)
         if not len(matrix):
             return []
-        first = self._knn(matrix[0].data.cast("B"), k, filter, returned, 0, options)
-        at = next(i for i, part in enumerate(first.args) if isinstance(part, memoryview))
+        first = self._knn(matrix[0].tobytes(), k, filter, returned, 0, options)
+        at = next(i for i, part in enumerate(first.args) if isinstance(part, bytes))
         head, tail = first.args[:at], first.args[at + 1 :]
         blobs = matrix.view(np.uint8).reshape(len(matrix), -1)
 
@@ -193,7 +191,7 @@ class Queries(Documents[C_co]):
         if sort_by is not None:
             name = require_text("sort_by", sort_by).removeprefix("-")
             if name not in self.schema.fields or name == self.schema.vector.name:
-                raise ValueError(f"sort_by: {name!r} is none of {', '.join(self._plain)}")
+                raise ValueError(f"sort_by: {name!r} is none of {', '.join(self._decoder.plain)}")
             order = ("SORTBY", name, "DESC" if sort_by.startswith("-") else "ASC")
         args = (
             *("FT.SEARCH", self.name, text, *commands.with_params(_params(filter)), *order),
@@ -358,14 +356,14 @@ class Queries(Documents[C_co]):
         said, measured = yield from Batch([plan, Command(profile, profile_reply)])
         return Explanation([shown(arg) for arg in sent.args], said.decode(), measured)
 
-    def _vector(self, vector: Any) -> memoryview:
+    def _vector(self, vector: Any) -> bytes:
         target = self.schema.vector
         array = as_vector(vector, target.dim, dtype=target.dtype, metric=target.metric)
-        return array.data.cast("B")
+        return array.tobytes()  # a copy, and cheaper to encode than a view
 
     def _knn(
         self,
-        blob: memoryview,
+        blob: bytes,
         k: int,
         filter: Filter | None,  # noqa: A002 - the API's own name
         returned: tuple[Any, ...],
@@ -418,7 +416,7 @@ class Queries(Documents[C_co]):
     def _native(
         self,
         words: str,
-        blob: memoryview,
+        blob: bytes,
         window: int,
         filter: Filter | None,  # noqa: A002 - the API's own name
         ending: tuple[Any, ...],
@@ -437,14 +435,17 @@ class Queries(Documents[C_co]):
     ) -> tuple[Any, ...]:
         """Return the RETURN part of a query, with the distance if it has one."""
         if fields is None and near and not include_vectors:
-            return self._near
+            return self._decoder.near
         if isinstance(fields, str):
             raise TypeError("return_fields must be a list of names, not one name")
         names = (
-            self._plain if fields is None else [require_text("return_fields", f) for f in fields]
+            self._decoder.plain
+            if fields is None
+            else [require_text("return_fields", f) for f in fields]
         )
         if include_vectors:
             names = [*dict.fromkeys([*names, self.schema.vector.name])]
+        near = near or not names  # of nothing at all, a reply has another shape
         return commands.returning(names, self.schema, *((DISTANCE,) if near else ()))
 
     def _ranked(self, reply: Any) -> SearchResult:
@@ -555,8 +556,10 @@ def _common(options: Options) -> Options:
 def _first(what: Any) -> Command[Any]:
     """Return the query that an op sends first."""
     request: Any = next(steps_of(what))
-    if isinstance(request, Batch):
+    while isinstance(request, Batch):
         request = request.members[0]
+    if isinstance(request, tuple):
+        request = Command(request)
     if not isinstance(request, Command):
         raise TypeError("this op does not begin with a query: give a search or an aggregation")
     return request

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import UnexpectedReplyError
 from ..search.fields import Field, Geo, Numeric, text_or_bytes
-from ..search.query import DISTANCE
+from ..search.query import DISTANCE, returning
 from ..search.replies import SearchReply
 from ..search.schema import Schema
 from ..search.vectors import DTYPES, Array, from_blob, similarity
@@ -60,14 +60,21 @@ class Decoder:
     """Makes rows of what an index's documents hold."""
 
     def __init__(self, schema: Schema, prefix: str) -> None:
+        self.schema = schema
         self.vector = schema.vector
         self._key = schema.vector.name.encode()
         self._apart = (self._key, _DISTANCE)
         self._cut = len(prefix.encode())  # every key of the index begins with the prefix
         self._json = schema.json
         self._l2 = schema.vector.metric == "l2"
-        plain = [field for field in schema.fields.values() if field is not schema.vector]
-        self._careful = {f.name.encode(): (f.name, _loader(f, json=schema.json)) for f in plain}
+        self.learn()
+
+    def learn(self) -> None:
+        """Prepare for the fields of the schema as it is now."""
+        plain = [field for field in self.schema.fields.values() if field is not self.vector]
+        self.plain = [field.name for field in plain]
+        self.near = returning(self.plain, self.schema, DISTANCE)
+        self._careful = {f.name.encode(): (f.name, _loader(f, json=self._json)) for f in plain}
         # Most documents have all the fields, and nearly all text is UTF-8: then a row is made in
         # half the time.
         self._quick = [

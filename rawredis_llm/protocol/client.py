@@ -16,6 +16,7 @@ from .handshake import ServerInfo, server_info
 from .operation import (
     AsyncRunner,
     Batch,
+    Bound,
     Command,
     Op,
     Runnable,
@@ -52,16 +53,18 @@ if TYPE_CHECKING:
         def __get__(self, bound: Any, owner: Any = None) -> Any: ...
 
     class iterated(Generic[P, T]):  # noqa: N801 - it is used as a decorator
-        """Mark a method that returns its shell's kind of iterator."""
+        """Mark a method, of a client or of what has one, that returns its kind of iterator."""
 
         def __init__(self, function: Callable[Concatenate[Any, P], Iterator[T]]) -> None: ...
         @overload
         def __get__(self, bound: None, owner: Any = None) -> Self: ...
         @overload
-        def __get__(self, bound: Runner, owner: Any = None) -> Callable[P, Iterator[T]]: ...
+        def __get__(
+            self, bound: Runner | Bound[Runner], owner: Any = None
+        ) -> Callable[P, Iterator[T]]: ...
         @overload
         def __get__(
-            self, bound: AsyncRunner, owner: Any = None
+            self, bound: AsyncRunner | Bound[AsyncRunner], owner: Any = None
         ) -> Callable[P, AsyncIterator[T]]: ...
         def __get__(self, bound: Any, owner: Any = None) -> Any: ...
 

@@ -375,9 +375,9 @@ class Plan:
         """Return the op."""
         return op
 
-    def pages(self, page: Any) -> Any:
+    def pages(self, page: Any) -> Any:  # noqa: ARG002 - it cannot be run
         """Raise TypeError: what iterates needs a client."""
-        raise TypeError(f"{page.__qualname__.split('.')[1]} iterates, so it cannot be planned")
+        raise TypeError("what iterates cannot be planned: it needs a client")
 
 
 PLAN = Plan()

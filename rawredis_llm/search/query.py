@@ -75,8 +75,8 @@ def check_options(options: Options, *takes: str, vector: Vector, filtered: bool 
         if name == "epsilon" and float(number(value, name)) <= 0:
             raise ValueError(f"epsilon must be above 0, not {value!r}")
     milliseconds("timeout", options.get("timeout"))
-    if options.get("on_partial", "flag") not in ("flag", "raise", None):
-        raise ValueError(f"on_partial must be flag or raise, not {options['on_partial']!r}")
+    if (partial := options.get("on_partial")) not in ("flag", "raise", None):
+        raise ValueError(f"on_partial must be flag or raise, not {partial!r}")
 
 
 def tail(options: Options, dialect: int = 2) -> tuple[Any, ...]:
@@ -162,7 +162,7 @@ def knn(
     name: str,
     query: str,
     field: str,
-    blob: bytes | memoryview,
+    blob: bytes,
     k: int,
     returned: tuple[Any, ...],
     *,
