@@ -14,29 +14,6 @@ from typing import Any, NamedTuple
 
 from .filters import field_name, number, whole_number
 
-__all__ = [
-    "Reducer",
-    "Step",
-    "apply",
-    "avg",
-    "count",
-    "count_distinct",
-    "first_value",
-    "group_by",
-    "keep",
-    "limit",
-    "load",
-    "maximum",
-    "minimum",
-    "quantile",
-    "random_sample",
-    "sort_by",
-    "stddev",
-    "text",
-    "to_list",
-    "total",
-]
-
 
 class Step(NamedTuple):
     """Arguments, and the names whose values are numbers."""

@@ -294,11 +294,8 @@ class Tag(Field):
         return leaf(f'@{self.name}:{{""}}', self.name, "EMPTY", f"{self._called()}.is_empty()")
 
 
-class Numeric(Field):
-    """A number, kept as a double: whole numbers beyond 2**53 are refused."""
-
-    kind = "NUMERIC"
-    __hash__ = Field.__hash__
+class _Sortable(Field):
+    """A field that has no options but those which nearly all have."""
 
     def __init__(
         self,
@@ -309,6 +306,13 @@ class Numeric(Field):
         path: str | None = None,
     ) -> None:
         super().__init__(name, path, sortable=sortable, indexmissing=indexmissing)
+
+
+class Numeric(_Sortable):
+    """A number, kept as a double: whole numbers beyond 2**53 are refused."""
+
+    kind = "NUMERIC"
+    __hash__ = Field.__hash__
 
     def stored(self, value: Any) -> str:
         """Return a finite number as text; of anything else the server would drop the document."""
@@ -361,20 +365,10 @@ class Numeric(Field):
         return self._range(first, last, f"{self._called()}.between({first}, {last})")
 
 
-class Geo(Field):
+class Geo(_Sortable):
     """A place: a value is (longitude, latitude) in degrees, up to 85.05112878 north or south."""
 
     kind = "GEO"
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        sortable: bool = False,
-        indexmissing: bool = False,
-        path: str | None = None,
-    ) -> None:
-        super().__init__(name, path, sortable=sortable, indexmissing=indexmissing)
 
     def stored(self, value: Any) -> str:
         """Return a place as text; raise where the server would drop the document."""
