@@ -458,7 +458,7 @@ def test_vectors_of_another_size_are_refused_loudly(redis: Redis) -> None:
     ("options", "difference"),
     [
         ({"algorithm": "hnsw"}, "algorithm is flat, not hnsw"),
-        ({"dtype": "float64"}, "data_type is float32, not float64"),
+        ({"dtype": "float64"}, "dtype is float32, not float64"),
     ],
     ids=str,
 )

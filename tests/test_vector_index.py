@@ -147,8 +147,8 @@ OTHERS: list[tuple[dict[str, Any], list[str]]] = [
         {"vec": Vector("vec", DIM, metric="l2", algorithm="hnsw", dtype="float16")},
         [
             "field 'vec': algorithm is flat, not hnsw",
-            "field 'vec': data_type is float32, not float16",
-            "field 'vec': distance_metric is cosine, not l2",
+            "field 'vec': dtype is float32, not float16",
+            "field 'vec': metric is cosine, not l2",
         ],
     ),
     ({"vec": Vector("v", DIM)}, ["it has a field 'vec'", "it has no field 'v'"]),

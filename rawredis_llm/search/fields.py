@@ -26,11 +26,6 @@ from .filters import (
 
 __all__ = ["Field", "Geo", "GeoShape", "Numeric", "Tag", "Text"]
 
-UNTOLD: Final = {"phonetic", "ef_runtime", "epsilon", "initial_cap", "block_size"}
-"""Options that FT.INFO does not report (2.10), so that nothing can be compared."""
-
-FLAGS: Final = ("nostem", "casesensitive", "withsuffixtrie", "indexempty", "indexmissing")
-
 _POINT: Final = r"\s*[-+.\deE]+\s+[-+.\deE]+\s*"
 _RING: Final = rf"\s*\({_POINT}(,{_POINT}){{3,}}\)\s*"
 _WKT: Final = re.compile(
@@ -39,7 +34,7 @@ _WKT: Final = re.compile(
 
 
 class Field:
-    """What all kinds of fields share: a name, and how they are declared and described.
+    """What all kinds of fields share: a name, and how they are declared.
 
     `path` is where a JSON document holds the value (default `$.name`); hashes have none. `sortable`
     keeps the value at hand for sorting, `indexmissing` makes `missing()` work, `indexempty` keeps
@@ -79,13 +74,6 @@ class Field:
             options.append("SORTABLE")
         where = [self.path or f"$.{self.name}", "AS"] if json_document else []
         return [*where, self.name, self.kind, *options]
-
-    def described(self) -> dict[str, str]:
-        """Return what FT.INFO must say of it, in lower case."""
-        options = {k: v for k, v in self.options.items() if k not in UNTOLD}
-        flags = dict.fromkeys(FLAGS, "no") | {"sortable": "no"}
-        told = {k: "yes" if v is True else str(v).lower() for k, v in options.items()}
-        return {"type": self.kind.lower(), **flags, **told}
 
     def required(self) -> list[tuple[str, int]]:
         """Return what is not in every RediSearch from 2.4 on: (name, first version as a number)."""
@@ -151,10 +139,6 @@ class Text(Field):
         given |= {"phonetic": phonetic, "withsuffixtrie": withsuffixtrie, "sortable": sortable}
         super().__init__(name, path, **given, indexempty=indexempty, indexmissing=indexmissing)
         self.weight = float(weight)
-
-    def described(self) -> dict[str, str]:
-        """Return what FT.INFO must say of it, in lower case."""
-        return {**super().described(), "weight": repr(self.weight)}
 
     def stored(self, value: Any) -> str:
         """Return text unchanged."""
@@ -255,10 +239,6 @@ class Tag(Field):
         if not json_document:  # whose lists need no separator
             declared[2:2] = ["SEPARATOR", self.separator]
         return declared
-
-    def described(self) -> dict[str, str]:
-        """Return what FT.INFO must say of it, in lower case."""
-        return {**super().described(), "separator": self.separator}
 
     def stored(self, value: Any) -> str:
         """Return a text, or a list of texts joined; raise where the server would read others."""
@@ -433,10 +413,6 @@ class GeoShape(Field):
         declared = super().declaration(json_document=json_document)
         declared.insert(declared.index("GEOSHAPE") + 1, self.coord_system.upper())
         return declared
-
-    def described(self) -> dict[str, str]:
-        """Return what FT.INFO must say of it, in lower case."""
-        return {**super().described(), "coord_system": self.coord_system}
 
     def required(self) -> list[tuple[str, int]]:
         """Return what is not in every RediSearch: see `Field`."""

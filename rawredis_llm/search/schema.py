@@ -11,11 +11,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from .fields import UNTOLD, Field, Geo, GeoShape, Numeric, Tag, Text
+from .fields import Field, Geo, GeoShape, Numeric, Tag, Text
 from .filters import STOP_WORDS, Filter, any_word, number, whole_number
 from .replies import IndexInfo
 
 __all__ = ["Schema", "Vector"]
+
+UNTOLD: Final = {"phonetic", "ef_runtime", "epsilon", "initial_cap", "block_size"}
+"""Options that FT.INFO does not report (2.10), so that nothing can be compared."""
 
 DTYPES: Final = ("float32", "float64", "float16", "bfloat16", "int8", "uint8")
 
@@ -81,18 +84,6 @@ class Vector(Field):
         at = declared.index("VECTOR") + 1
         declared[at:at] = [self.algorithm.upper(), len(parameters), *parameters]
         return declared
-
-    def described(self) -> dict[str, str]:
-        """Return what FT.INFO must say of it, in lower case."""
-        told = {name: str(v).lower() for name, v in self.parameters.items() if name not in UNTOLD}
-        return {
-            "type": "vector",
-            "algorithm": self.algorithm,
-            "data_type": self.dtype,
-            "dim": str(self.dim),
-            "distance_metric": self.metric,
-            **told,
-        }
 
     def required(self) -> list[tuple[str, int]]:
         """Return what is not in every RediSearch: see `Field`."""
@@ -201,7 +192,7 @@ class Schema:
         Raises ValueError for what this library has no field for.
         """
         return cls(
-            [_field_of(attribute, json=info.on == "json") for attribute in info.attributes],
+            [field_from(_told(one, json=info.on == "json")) for one in info.attributes],
             on=info.on,
             language=info.language,
             stopwords=info.stopwords,
@@ -283,73 +274,61 @@ class Schema:
         ):
             if its != ours:
                 found.append(f"its {what} {its}, not {ours}")
-        for field in self.fields.values():
-            if field.name not in live:
-                found.append(f"it has no field {field.name!r}")
+        for name, field in self.fields.items():
+            if name not in live:
+                found.append(f"it has no field {name!r}")
             else:
-                found += _field_differences(field, live[field.name], json=self.json)
+                differing = _differences(_told(live[name], json=self.json), field.to_dict())
+                found += [f"field {name!r}: {difference}" for difference in differing]
         return found
 
 
 _NEEDED: Final = {"MISSING": "indexmissing", "EMPTY": "indexempty"}
+_DEFAULTS: Final[dict[str, dict[str, Any]]] = {"text": {"weight": 1.0}, "tag": {"separator": ","}}
 
 
-def _field_differences(field: Field, live: Mapping[str, str], *, json: bool) -> list[str]:
-    wanted = field.described()
-    if live.get("type", "").lower() != wanted["type"]:
-        wanted = {"type": wanted["type"]}  # the rest would differ with it
-    elif json:
-        wanted["identifier"] = field.path or f"$.{field.name}"
-        wanted.pop("separator", None)
-    return [
-        f"field {field.name!r}: {key} is {live.get(key, 'no').lower()}, not {value.lower()}"
-        for key, value in wanted.items()
-        if not _same(live.get(key, "no").lower(), value.lower())
-    ]
+def _differences(its: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Compare two descriptions of a field."""
+    kind = its["type"]
+    if kind != ours["type"]:  # the rest would differ with it
+        return [f"type is {kind}, not {ours['type']}"]
+    its, ours = ({**_DEFAULTS.get(kind, {}), **one} for one in (its, ours))
+    known = _PARAMETERS.get(its.get("algorithm", ""), ())
+    # A parameter that was not asked for is as the server chose it.
+    names = [n for n in {**its, **ours} if n not in UNTOLD and (n in ours or n not in known)]
+    pairs = [(name, _shown(its.get(name)), _shown(ours.get(name))) for name in names]
+    return [f"{name} is {one}, not {other}" for name, one, other in pairs if one != other]
 
 
-def _field_of(live: Mapping[str, str], *, json: bool) -> Field:
-    kind = KINDS.get(live.get("type", "").lower())
-    if kind is None:
-        raise ValueError(f"field {live.get('attribute')!r} is of unknown type {live.get('type')!r}")
-    options: dict[str, Any] = {}
-    if kind is Vector:
-        options = {"dim": int(live["dim"]), "metric": live["distance_metric"].lower()}
-        options |= {"algorithm": live["algorithm"].lower(), "dtype": live["data_type"].lower()}
-        known = [name for name in _PARAMETERS[options["algorithm"]] if name not in UNTOLD]
-        options |= {name: _told(live[name]) for name in known if name in live}
-    elif kind is GeoShape:
-        options["coord_system"] = live["coord_system"].lower()
-    elif kind is Tag and not json:
-        options["separator"] = live["separator"]
-    elif kind is Text:
-        options["weight"] = float(live.get("weight", "1"))
-    for flag in ("nostem", "withsuffixtrie", "sortable", "indexempty", "indexmissing"):
+def _shown(value: Any) -> str:
+    return {None: "no", True: "yes"}.get(value) or str(value).lower()
+
+
+def _told(live: Mapping[str, str], *, json: bool) -> dict[str, Any]:
+    """Return what FT.INFO says of a field as `Field.to_dict` would."""
+    kind, name, path = live.get("type", "").lower(), live.get("attribute", ""), live["identifier"]
+    told: dict[str, Any] = {"name": name, "type": kind}
+    if kind == "vector":
+        told |= {"dim": int(live["dim"]), "metric": live["distance_metric"].lower()}
+        told |= {"algorithm": live["algorithm"].lower(), "dtype": live["data_type"].lower()}
+        for parameter in _PARAMETERS.get(told["algorithm"], ()):
+            if parameter in live:
+                value = live[parameter]
+                told[parameter] = int(value) if value.isdigit() else value
+    elif kind == "geoshape":
+        told["coord_system"] = live["coord_system"].lower()
+    elif kind == "tag" and not json:
+        told["separator"] = live["separator"]
+    elif kind == "text":
+        told["weight"] = float(live.get("weight", "1"))
+    flags = ("nostem", "casesensitive", "withsuffixtrie", "sortable", "indexempty", "indexmissing")
+    for flag in flags:
         if live.get(flag) == "yes":
-            options[flag] = True
-    if live.get("casesensitive") == "yes":
-        options["case_sensitive"] = True
-    path = live["identifier"]
-    if json and path != f"$.{live['attribute']}":
-        options["path"] = path
-    elif not json and path != live["attribute"]:
-        raise ValueError(
-            f"field {path!r} is known as {live['attribute']!r}, which no field here is"
-        )
-    return kind(live["attribute"], **options)
+            told["case_sensitive" if flag == "casesensitive" else flag] = True
+    if path != (f"$.{name}" if json else name):
+        told["path"] = path  # of a hash's field another name, which no field here has
+    return told
 
 
 def _sorted(words: Iterable[str] | None) -> list[str] | None:
     return None if words is None else sorted(words)
-
-
-def _told(value: str) -> int | str:
-    return int(value) if value.isdigit() else value
-
-
-def _same(found: str, wanted: str) -> bool:
-    """Compare texts; numbers by their value, because RESP2 says 1 where RESP3 says 1.0."""
-    try:
-        return float(found) == float(wanted)
-    except ValueError:
-        return found == wanted
