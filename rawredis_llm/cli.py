@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # As Ctrl-C: what was begun is cleaned up.
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _demo(options) if options.command == "demo" else _serve(options)
+        return _COMMANDS[options.command](options)
     except (ValueError, OSError) as error:
         # RedisErrors of the connection are OSErrors too, but no bad input.
         print(f"rawredis-llm: {error}", file=sys.stderr)
@@ -62,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=6379, help="on 127.0.0.1 (default 6379; 0: any)")
     serve.add_argument("--persist-to", type=Path, metavar="FOLDER", help="keep the data here")
     serve.add_argument("--path", type=Path, metavar="FILE", help="the redis-server to run")
+    for name, what in (
+        ("export", "write an index's documents to FILE.jsonl and their vectors to FILE.npy"),
+        ("import", "write the documents of such files to an index, which must exist"),
+    ):
+        command = commands.add_parser(name, help=what)
+        command.add_argument("url", metavar="URL", help="of the Redis, such as redis://localhost")
+        command.add_argument("index", metavar="INDEX", help="its name, or an alias")
+        command.add_argument("file", type=Path, metavar="FILE.jsonl")
     return parser
 
 
@@ -86,3 +94,27 @@ def _serve(options: argparse.Namespace) -> int:
         return 0
     print("rawredis-llm: the server ended by itself", file=sys.stderr)
     return 1
+
+
+def _transfer(options: argparse.Namespace) -> int:
+    from .sync.client import Client  # noqa: PLC0415 - numpy is for this command
+    from .vector_index import VectorIndex  # noqa: PLC0415
+
+    with Client(options.url) as client:
+        index = VectorIndex.open(client, options.index)
+        move = index.export if options.command == "export" else index.import_
+        count = move(options.file, progress=_bar if sys.stderr.isatty() else None)
+    print(f"{options.command}ed {count} documents")
+    return 0
+
+
+def _bar(done: int, total: int | None) -> None:
+    """Show on standard error how much is done."""
+    share = min(done / total, 1.0) if total else 1.0
+    end = "\n" if share == 1.0 else ""
+    filled = round(40 * share)
+    line = f"\r[{'#' * filled}{'.' * (40 - filled)}] {share:4.0%} {done}"
+    print(line, end=end, file=sys.stderr, flush=True)
+
+
+_COMMANDS = {"demo": _demo, "serve": _serve, "export": _transfer, "import": _transfer}

@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rawredis_llm import Client, EmbeddedServer, demo
+from rawredis_llm import Client, EmbeddedServer, Tag, Vector, VectorIndex, cli, demo
 from rawredis_llm.cli import main
 
 COMMAND = [sys.executable, "-m", "rawredis_llm"]
@@ -145,3 +146,58 @@ def test_serve_runs_in_the_foreground_until_told_to_stop(number: int) -> None:
         rest, _ = process.communicate(timeout=20)
     assert process.returncode == 0
     assert "stopped" in rest
+
+
+def test_documents_go_to_files_and_back(
+    tmp_path: Path, server: EmbeddedServer, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = VectorIndex(client, "docs", [Tag("kind"), Vector("v", 3)])
+    index.create()
+    vectors = np.arange(1, 31, dtype=np.float32).reshape(10, 3)
+    index.load(range(10), vectors, {"kind": ["a", "b"] * 5})
+    file = tmp_path / "docs.jsonl"
+    assert main(["export", server.url, "docs", str(file)]) == 0
+    assert len(file.read_text().splitlines()) == 10
+    index.drop(delete_documents=True)
+    index.create()
+    assert main(["import", server.url, "docs", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == ["exported 10 documents", "imported 10 documents"]
+    assert err == ""  # no bar where nobody watches
+    back = index.get(range(10))
+    assert [row and row.fields["kind"] for row in back] == ["a", "b"] * 5
+    assert np.array_equal(np.array([row and row.vector for row in back]), vectors)
+
+
+def test_a_terminal_is_shown_a_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    cli._bar(1, 4)
+    cli._bar(4, 4)
+    first, last = capsys.readouterr().err.split("\r")[1:]
+    assert first == f"[{'#' * 10}{'.' * 30}]  25% 1"
+    assert last == f"[{'#' * 40}] 100% 4\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["export", "redis://localhost", "docs", "docs.txt"], 2, "docs.txt"),
+        (["import", "redis://localhost", "docs", "none.jsonl"], 2, "none.npy"),
+        (["export", "redis://localhost", "none", "docs.jsonl"], 1, "Call create"),
+        (["export", "nowhere://localhost", "docs", "docs.jsonl"], 2, "nowhere"),
+    ],
+)
+def test_what_cannot_be_moved_is_one_line(
+    arguments: list[str],
+    code: int,
+    said: str,
+    server: EmbeddedServer,
+    client: Client,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    VectorIndex(client, "docs", [Vector("v", 3)]).create()
+    arguments[1] = arguments[1].replace("redis://localhost", server.url)
+    assert main(arguments) == code
+    err = capsys.readouterr().err
+    assert err.startswith("rawredis-llm: ")
+    assert said in err
+    assert err.count("\n") == 1
