@@ -12,6 +12,7 @@ import os
 import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from copy import copy
 from functools import partial
 from time import time
@@ -175,15 +176,22 @@ class AsyncClient(BaseClient, AsyncRunner):
         await self.call("PING")
 
     async def _pages(
-        self, page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]]
+        self,
+        page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]],
+        forget: Callable[[bytes], Runnable[Any]] | None = None,
     ) -> AsyncIterator[T]:
         cursor = b"0"
-        while True:
-            cursor, found = await self.run(page(cursor))
-            for item in found:
-                yield item
-            if cursor == b"0":
-                return
+        try:
+            while True:
+                cursor, found = await self.run(page(cursor))
+                for item in found:
+                    yield item
+                if cursor == b"0":
+                    return
+        finally:
+            if forget is not None and cursor != b"0":
+                with suppress(RedisError):  # it may have gone, and so may the server
+                    await self.run(forget(cursor))
 
     async def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):

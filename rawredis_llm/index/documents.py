@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any
 
 from ..errors import (
@@ -113,13 +113,13 @@ class Documents(Life[C_co]):
             found: list[Any] = yield from Call(lambda: list(islice(remaining, batch_size)))
             if not found:
                 return writing.result(made, raise_errors=raise_errors)
-            ids, vectors, fields = self._split(found)
-            new = iter(made_ids(ids.count(None)))
-            names = [next(new) if i is None else i for i in ids]
-            made += [name for name, i in zip(names, ids, strict=True) if i is None]
-            raw = all(isinstance(document, Row) for document in found)
-            part = self._encoder.checked(names, vectors, fields, px, raw=raw)
-            yield from self._write(writing, part)
+            for raw, group in groupby(found, lambda document: isinstance(document, Row)):
+                ids, vectors, fields = self._split(group)
+                new = iter(made_ids(ids.count(None)))
+                names = [next(new) if i is None else i for i in ids]
+                made += [name for name, i in zip(names, ids, strict=True) if i is None]
+                part = self._encoder.checked(names, vectors, fields, px, raw=raw)
+                yield from self._write(writing, part)
             if progress is not None:
                 progress(writing.done, total)
 
@@ -149,13 +149,10 @@ class Documents(Life[C_co]):
 
         Documents that begin to match meanwhile may stay as they are.
         """
+        if not isinstance(fields, Mapping):
+            raise TypeError(f"fields must be a dict, not {type(fields).__name__}")
         self._encoder.change("", fields)
-        # All ids first: a document that is written while it is looked for may be found again.
-        cursor, keys = yield from self._keys(b"0", _given(filter))
-        while cursor != b"0":
-            cursor, more = yield from self._keys(cursor, filter)
-            keys += more
-        names = dict.fromkeys(map(self._decoder.id, keys))
+        names = yield from self._matching(filter)
         return (yield from self._change([(name, fields, None) for name in names]))
 
     @operation
@@ -172,23 +169,14 @@ class Documents(Life[C_co]):
     @operation
     def delete_where(self, filter: Filter, dry_run: bool = False) -> Op[int]:  # noqa: A002, FBT001, FBT002 - the API's name
         """Delete all documents that match a filter; return how many, with `dry_run` without it."""
-        text = self.schema.check_filter(_given(filter))
-        if dry_run:
-            return (yield from query.count(self.name, text, filter.params))
-        found = ("FT.SEARCH", self.name, text, "NOCONTENT", *query.with_params(filter.params))
-        deleted: int = 0
-        while True:
-            keys = yield from Command((*found, "LIMIT", 0, _PAGE, "DIALECT", 2), found_keys)
-            gone = yield from self._delete([self._decoder.id(key) for key in keys])
-            deleted += gone
-            if not gone:
-                return deleted
+        names = yield from self._matching(filter)
+        return len(names) if dry_run else (yield from self._delete(names))
 
     @operation
     def count(self, filter: Filter | None = None) -> Command[int]:  # noqa: A002 - the API's name
         """Return how many documents are indexed, or match the filter."""
-        params = () if filter is None else filter.params
-        return query.count(self.name, self.schema.check_filter(filter), params)
+        text = self.schema.check_filter(filter)
+        return query.count(self.name, text, () if filter is None else filter.params)
 
     @iterated
     def scan(self, filter: Filter | None = None) -> Iterator[Row]:  # noqa: A002 - the API's name
@@ -199,8 +187,22 @@ class Documents(Life[C_co]):
         """
         self.schema.check_filter(filter)
         client: Any = self.client
-        rows: Iterator[Row] = client.pages(partial(self._page, filter))
+        rows: Iterator[Row] = client.pages(partial(self._page, filter), self._forget)
         return rows
+
+    def _forget(self, cursor: bytes) -> Command[bytes]:
+        return Command(("FT.CURSOR", "DEL", self.name, cursor))
+
+    def _matching(self, filter: Filter) -> Op[list[str]]:  # noqa: A002 - the API's name
+        """Return the ids of documents that match; each once, though it was written meanwhile."""
+        if not isinstance(filter, Filter):
+            raise TypeError("filter must be a Filter; all go by drop(delete_documents=True)")
+        # All of them before any is changed: what is written anew may be found again.
+        cursor, keys = yield from self._keys(b"0", filter)
+        while cursor != b"0":
+            cursor, more = yield from self._keys(cursor, filter)
+            keys += more
+        return [*dict.fromkeys(map(self._decoder.id, keys))]
 
     def _page(self, filter: Filter | None, cursor: bytes) -> Op[tuple[bytes, list[Row]]]:  # noqa: A002 - the API's name
         following, keys = yield from self._keys(cursor, filter)
@@ -214,7 +216,7 @@ class Documents(Life[C_co]):
             text = self.schema.check_filter(filter)
             args = ("FT.AGGREGATE", self.name, text, "LOAD", 1, "@__key", "WITHCURSOR", "COUNT")
             params = query.with_params(() if filter is None else filter.params)
-            args = (*args, _PAGE, *params, "DIALECT", 2)
+            args = (*args, _PAGE, *params, *query.UNLIMITED)
         page = yield from Command(args, partial(aggregate_reply, cursor=True))
         return b"%d" % page.cursor, [row[b"__key"] for row in page.rows if b"__key" in row]
 
@@ -229,7 +231,7 @@ class Documents(Life[C_co]):
         ):
             document = None if text is None else json.loads(text)
             if isinstance(document, dict):
-                vector = self._encoder.take_vector(document)
+                vector = self._encoder.take(document, self.schema.vector.name, away=True)
                 rows.append(self._decoder.document(key, document, vector))
             else:
                 rows.append(None)  # or no object, which is no document of this index
@@ -243,25 +245,27 @@ class Documents(Life[C_co]):
             if isinstance(one, Exception) and (one is not said or not isinstance(one, _NO_INDEX)):
                 raise one
         writing.done += len(part.ids)
-        # With a condition of its own, the index leaves out what it should.
-        unknown = isinstance(said, Exception) or self.schema.filter_expression is not None
-        if unknown or total_results(said) == len(part.ids):
+        if not isinstance(said, Exception) and total_results(said) < len(part.ids):
+            yield from self._look_for(writing, part.ids)
+
+    def _look_for(self, writing: Writing, ids: Sequence[str]) -> Op[None]:
+        """See which stored documents are not indexed."""
+        if not ids or self.schema.filter_expression is not None:  # which leaves out what it should
             return
-        keys = [self.prefix + name for name in part.ids]
+        keys = [self.prefix + name for name in ids]
         found = ("FT.SEARCH", self.name, "*", "INKEYS", len(keys), *keys, "NOCONTENT")
         indexed, info, *there = yield from Batch(
             [
-                Command((*found, "LIMIT", 0, len(keys), "DIALECT", 2), found_keys),
+                Command((*found, "LIMIT", 0, len(keys), *query.UNLIMITED), found_keys),
                 query.info(self.name),
-                *(
-                    ("EXISTS", key) for key in keys
-                ),  # what somebody deleted meanwhile has not failed
+                # What somebody deleted meanwhile has not failed.
+                *(("EXISTS", key) for key in keys),
             ]
         )
         known = set(map(self._decoder.id, indexed))
-        left = [i for i, exists in zip(part.ids, there, strict=True) if exists and i not in known]
+        left = [i for i, exists in zip(ids, there, strict=True) if exists and i not in known]
         writing.failed += left
-        writing.why = info.last_failure
+        writing.why = info.last_failure if left else writing.why
 
     def _change(self, changes: Sequence[tuple[str, Mapping[str, Any], Any]]) -> Op[int]:
         """Change fields and vectors, (id, fields, vector or None) each."""
@@ -276,21 +280,22 @@ class Documents(Life[C_co]):
         parts = [keys[i : i + _PAGE] for i in range(0, len(keys), _PAGE)]
         return sum((yield from Batch([commands.unlink(part) for part in parts])))
 
-    def _split(self, documents: list[Any]) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
+    def _split(self, documents: Iterable[Any]) -> tuple[list[Any], list[Any], list[dict[str, Any]]]:
         """Return ids (None where there is none), vectors and fields of documents."""
         ids, vectors, fields = list[Any](), list[Any](), list[dict[str, Any]]()
         name = self.schema.vector.name
         for document in documents:
             if isinstance(document, Row):
-                rest = {**document.fields, name: document.vector, "id": document.id}
+                rest, vector, own = document.fields, document.vector, document.id
             elif isinstance(document, Mapping):
                 rest = dict(document)
+                vector, own = rest.pop(name, None), rest.pop("id", None)
             else:
                 raise TypeError(f"a document is a Row or a dict, not {type(document).__name__}")
-            if rest.get(name) is None:
+            if vector is None:
                 raise ValueError(f"a document has no vector in its field {name!r}")
-            vectors.append(rest.pop(name))
-            ids.append(rest.pop("id", None))
+            vectors.append(vector)
+            ids.append(own)
             fields.append(rest)
         return ids, vectors, fields
 
@@ -308,8 +313,8 @@ class Writing:
         if self.failed and raise_errors:
             shown = ", ".join(map(repr, self.failed[:3])) + ", ..." * (len(self.failed) > 3)
             error = NotIndexedError(
-                f"{len(self.failed)} of {self.done} documents were stored and not indexed, such as"
-                f" {shown}; the last because: {self.why or 'the server does not say'}"
+                f"{len(self.failed)} documents were stored and not indexed, such as {shown};"
+                f" the last because: {self.why or 'the server does not say'}"
             )
             error.ids = tuple(self.failed[:1000])
             raise error
@@ -320,10 +325,3 @@ class Writing:
 
 # Then documents are only stored, or this user may not look.
 _NO_INDEX = (IndexNotFoundError, NoPermissionError, SearchUnavailableError)
-
-
-def _given(filter: Filter) -> Filter:  # noqa: A002 - the API's name
-    """Return a filter; raise TypeError for None, which would be everything."""
-    if not isinstance(filter, Filter):
-        raise TypeError("filter must be a Filter: for all documents, drop(delete_documents=True)")
-    return filter

@@ -59,8 +59,8 @@ class Life(Bound[C_co]):
         given = [f"{key_segment(name)}:"] if prefix is None else prefix
         given = [given] if isinstance(given, str) else list(given)
         self.prefixes = [indexed_key_part("prefix", one) for one in given]
-        if not self.prefixes:
-            raise ValueError("prefix must not be an empty list")
+        if not self.prefixes or set("\r\n") & set("".join(self.prefixes)):
+            raise ValueError("prefix must not be an empty list, nor hold line breaks")
         # With several, none is the one that an id could do without.
         self.prefix = self.prefixes[0] if len(self.prefixes) == 1 else ""
         self.embedder = ""
@@ -163,8 +163,7 @@ class Life(Bound[C_co]):
             raise ValueError("fields: none is given")
         grown = Schema([*self.schema.fields.values(), *added], **self.schema.options())
         yield from self._require_support(added)
-        declared = [part for f in added for part in f.declaration(json_document=grown.json)]
-        yield from Command(("FT.ALTER", self.name, "SCHEMA", "ADD", *declared))
+        yield from Command(("FT.ALTER", self.name, "SCHEMA", "ADD", *grown.declarations(added)))
         self._known.settled = False
         # The schema object itself learns of it, as plans of this index share it.
         self.schema.fields.update({field.name: field for field in added})

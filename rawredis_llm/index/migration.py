@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..embedding import as_embedder
-from ..errors import NotIndexedError
-from ..keys import require_text, to_json
+from ..keys import escape_glob, require_text, to_json
+from ..protocol import commands
 from ..protocol.commands import as_mapping
 from ..protocol.operation import Batch, C_co, Command, Op, operation, together
 from ..protocol.script import Script
@@ -88,23 +88,25 @@ class Migration(Queries[C_co]):
         """
         route = _Route(self, to, embedder, text_field)
         yield from route.new.create(exist_ok=True)
-        failures = (yield from route.new.info()).failures
         total = yield from self._planned().count()
-        cursor, copied, seen = b"0", 0, 0
+        cursor, copied, writing = b"0", 0, Writing()
+        kind, keys_of = (
+            ("ReJSON-RL" if self.schema.json else "hash"),
+            f"{escape_glob(self.prefix)}*",
+        )
         while True:
-            cursor, keys = yield from self._keys(cursor, None)
-            copied += yield from route.copy([self._decoder.id(key) for key in keys])
-            seen += len(keys)
+            # By SCAN and not through the index: a document that is written anew meanwhile has moved
+            # to the end of the index, and not in the keyspace.
+            cursor, keys = yield from commands.scan(cursor, keys_of, 500, kind)
+            ids = [*dict.fromkeys(map(self._decoder.id, keys))]
+            copied += yield from route.copy(ids)
+            yield from route.new._look_for(writing, ids)
+            writing.done += len(ids)
             if progress is not None:
-                progress(seen, total)
+                progress(writing.done, max(total, writing.done))
             if cursor == b"0":
                 break
-        info = yield from route.new.info()
-        if info.failures > failures:
-            raise NotIndexedError(
-                f"{info.failures - failures} documents could not be indexed by {to.name!r}; the"
-                f" last because: {info.last_failure} ({info.last_failed_key})"
-            )
+        writing.result([], raise_errors=True)
         yield from route.new.wait_until_indexed()
         if alias is not None:
             yield from route.new.alias(alias, move=True)
@@ -180,13 +182,17 @@ class _Route:
 
     def changes(self, changes: Sequence[tuple[str, Mapping[str, Any], Any]]) -> Op[list[Any]]:
         """Return changes with the vectors of the new index, where they change vectors."""
-        with_vector = [change for change in changes if change[2] is not None]
+        field = self._text_field
+        with_vector = [
+            (name, fields.get(field), vector)
+            for name, fields, vector in changes
+            if (vector is not None if self._embedder is None else field in fields)
+        ]
         if not with_vector:
-            return list(changes)
-        names = [name for name, _, _ in with_vector]
-        texts = [fields.get(self._text_field) for _, fields, _ in with_vector]
+            return [(name, fields, None) for name, fields, _ in changes]
+        names, texts, vectors = zip(*with_vector, strict=True)
         dtype = self.old.schema.vector.dtype
-        old = [from_blob(vector.tobytes(), dtype) for _, _, vector in with_vector]
+        old = [None if one is None else from_blob(one.tobytes(), dtype) for one in vectors]
         made = dict(zip(names, (yield from self._vectors(names, texts, old)), strict=True))
         return [(name, fields, made.get(name)) for name, fields, _ in changes]
 
@@ -197,7 +203,9 @@ class _Route:
             if one is None or not len(one):
                 raise ValueError(f"{name!r} has no {what}")
         if self._embedder is not None:
-            old = yield from self._embedder.documents(list(texts))
+            several = list(dict.fromkeys(texts))
+            made = dict(zip(several, (yield from self._embedder.documents(several)), strict=True))
+            old = [made[text] for text in texts]
         vector = self.new.schema.vector
         return as_matrix(old, vector.dim, dtype=vector.dtype, metric=vector.metric)
 
@@ -220,8 +228,9 @@ class _Route:
     def _json(self, pairs: Sequence[tuple[str, Any]]) -> Op[list[Command[int]]]:
         names = [name for name, _ in pairs]
         documents = [json.loads(text) for _, text in pairs]
-        old = [self.old._encoder.take_vector(document) for document in documents]
-        texts = [document.get(self._text_field) for document in documents]
+        encoder, vector = self.old._encoder, self.old.schema.vector.name
+        old = [encoder.take(document, vector, away=True) for document in documents]
+        texts = [encoder.take(document, self._text_field) for document in documents]
         matrix = yield from self._vectors(names, texts, old)
         runs: list[Command[int]] = []
         for (name, text), document, row in zip(pairs, documents, matrix, strict=True):

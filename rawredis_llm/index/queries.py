@@ -144,14 +144,13 @@ class Queries(Documents[C_co]):
 
         `limit` is how many of them at most, from `offset` on (default: the server's 1,000,000). In
         an index that is not flat some of the farthest may be missing; `epsilon` says how far beyond
-        the distance the server looks for them (default 0.1 of it; under l2, 1).
+        the distance the server looks for them (default: 1 time it). Under ip the distance cannot be
+        below 0, although distances can.
         """
         target = self.schema.vector
         text = self.schema.check_filter(filter)
-        commands.check_options(options, "epsilon", vector=target)
-        if target.metric != "ip":  # whose distances may be below 0
-            max_distance = distance_limit("max_distance", max_distance)
-        radius = number(max_distance, "max_distance")
+        commands.check_options(options, "epsilon", schema=self.schema)
+        radius = number(distance_limit("max_distance", max_distance), "max_distance")
         params = [*_params(filter), ("vector", self._vector(vector)), ("radius", radius)]
         args = (
             *("FT.SEARCH", self.name, commands.around(target, text, options.get("epsilon"))),
@@ -186,7 +185,7 @@ class Queries(Documents[C_co]):
         server's own. `total` counts all that match.
         """
         text = self.schema.check_filter(filter)
-        commands.check_options(options, vector=self.schema.vector)
+        commands.check_options(options, schema=self.schema)
         order: tuple[str, ...] = ()
         if sort_by is not None:
             name = require_text("sort_by", sort_by).removeprefix("-")
@@ -269,7 +268,8 @@ class Queries(Documents[C_co]):
             names = [f"@{name}" for name in ("__key", "__score", *plain[2:])]
             combine = ("COMBINE", "RRF", 4, "WINDOW", window, "CONSTANT", steepness)
             tail = (*combine, "LOAD", len(names), *names, "LIMIT", 0, k)
-            return (yield from self._native(by_text.args[2], blob, window, filter, tail))
+            native = self._native(by_text.args[2], blob, window, filter, tail)
+            return (yield from self._answered(native, options))
         found = yield from self._answers(Batch([by_text, by_vector]), options)
         return _fused(found, k, method, steepness, share)
 
@@ -319,8 +319,9 @@ class Queries(Documents[C_co]):
 
         All rows come, through a cursor; a `limit` step makes them fewer.
         """
-        commands.check_options(options, vector=self.schema.vector)
-        numbers = numeric_names(steps)
+        commands.check_options(options, schema=self.schema)
+        fields = self.schema.fields.items()
+        numbers = numeric_names(steps, [name for name, f in fields if isinstance(f, Numeric)])
         text = self.schema.check_filter(filter)
         args = (
             *("FT.AGGREGATE", self.name, text, *(arg for step in steps for arg in step.args)),
@@ -332,7 +333,7 @@ class Queries(Documents[C_co]):
         page = yield from self._answered(Command(args, decode), options)
         while True:
             result.rows += [self._values(row, numbers) for row in page.rows]
-            result.warnings += page.warnings
+            result.warnings = [*dict.fromkeys(result.warnings + page.warnings)]
             result.partial = bool(result.warnings)
             if not page.cursor:
                 return result
@@ -348,11 +349,9 @@ class Queries(Documents[C_co]):
         if not isinstance(what, (Command, Generator)):  # a vector
             what = self._planned().search(what, *args, **kwargs)
         sent = _first(what)
-        if sent.name not in ("FT.SEARCH", "FT.AGGREGATE"):
-            raise ValueError(f"{sent.name} has no explanation: give a search or an aggregation")
         kind = sent.name.removeprefix("FT.")
-        profile = ("FT.PROFILE", self.name, kind, "QUERY", *_profiled(sent.args[2:]))
-        plan = ("FT.EXPLAIN", *sent.args[1:3], *_explained(sent.args[3:]))
+        profile = ("FT.PROFILE", self.name, kind, "QUERY", *_profiled(sent.args))
+        plan = ("FT.EXPLAIN", *sent.args[1:3], *_explained(sent.args))
         said, measured = yield from Batch([plan, Command(profile, profile_reply)])
         return Explanation([shown(arg) for arg in sent.args], said.decode(), measured)
 
@@ -378,7 +377,7 @@ class Queries(Documents[C_co]):
         text = self.schema.check_filter(filter)
         if options:
             filtered = filter is not None
-            commands.check_options(options, *FOR_KNN, vector=self.schema.vector, filtered=filtered)
+            commands.check_options(options, *FOR_KNN, schema=self.schema, filtered=filtered)
         return commands.knn(
             *(self.name, text, self.schema.vector.name, blob, wanted, returned),
             params=_params(filter),
@@ -396,7 +395,7 @@ class Queries(Documents[C_co]):
         options: Options,
         ending: tuple[Any, ...],
     ) -> Command[SearchResult]:
-        commands.check_options(options, vector=self.schema.vector)
+        commands.check_options(options, schema=self.schema)
         known = [f.name for f in self.schema.fields.values() if f.kind == "TEXT"]
         chosen = known if fields is None else list(fields)
         if not chosen or not set(chosen) <= set(known):
@@ -466,8 +465,9 @@ class Queries(Documents[C_co]):
         strict = options.get("on_partial") == "raise"
         info: Any = None
         if strict or not self._known.settled:
-            both = Batch([queries, commands.info(self.name)], raise_errors=False)
-            found, info = yield from both
+            # Before the queries: what was complete then was so when they ran.
+            both = Batch([commands.info(self.name), queries], raise_errors=False)
+            info, found = yield from both
         else:
             found = yield from queries
         if isinstance(found, Exception):
@@ -494,11 +494,10 @@ class Queries(Documents[C_co]):
                 if hasattr(result, "partial"):
                     result.partial = True
 
-    def _values(self, row: dict[bytes, Any], numbers: frozenset[str]) -> dict[str, Any]:
+    @staticmethod
+    def _values(row: dict[bytes, Any], numbers: frozenset[str]) -> dict[str, Any]:
         return {
-            (name := key.decode(errors="replace")): _value(
-                value, numeric=name in numbers or isinstance(self.schema.fields.get(name), Numeric)
-            )
+            (name := key.decode(errors="replace")): _value(value, numeric=name in numbers)
             for key, value in row.items()
         }
 
@@ -530,7 +529,7 @@ def _fused(
     rows = {row.id: row for one in found for row in one.rows}  # the vector's, where both have it
     for name, score in ranks.items():
         rows[name].score = score
-    warnings = [text for one in found for text in one.warnings]
+    warnings = [*dict.fromkeys(text for one in found for text in one.warnings)]
     return SearchResult([rows[name] for name in [*ranks][:k]], len(rows), bool(warnings), warnings)
 
 
@@ -554,28 +553,39 @@ def _common(options: Options) -> Options:
 
 
 def _first(what: Any) -> Command[Any]:
-    """Return the query that an op sends first."""
+    """Return the one query that an op sends first."""
     request: Any = next(steps_of(what))
-    while isinstance(request, Batch):
-        request = request.members[0]
-    if isinstance(request, tuple):
-        request = Command(request)
-    if not isinstance(request, Command):
-        raise TypeError("this op does not begin with a query: give a search or an aggregation")
-    return request
+    sent = [one for one in _flat(request) if one.name != "FT.INFO" or one is request]
+    if len(sent) != 1 or sent[0].name not in ("FT.SEARCH", "FT.AGGREGATE"):
+        raise ValueError(f"{request.name} has no explanation: give one search or aggregation")
+    return sent[0]
+
+
+def _flat(request: Any) -> list[Command[Any]]:
+    if isinstance(request, Batch):
+        return [command for member in request.members for command in _flat(member)]
+    return [Command(request) if isinstance(request, tuple) else request]
+
+
+def _last(args: tuple[Any, ...], word: str) -> int:
+    """Return where a word stands last: before that it may be a name that somebody chose."""
+    return len(args) - 1 - args[::-1].index(word)
 
 
 def _explained(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return what FT.EXPLAIN needs of a query's arguments."""
-    if "PARAMS" not in args:
-        return ("DIALECT", args[-1])
-    at = args.index("PARAMS")
-    return (*args[at : at + 2 + args[at + 1]], "DIALECT", args[-1])
+    ending = ("DIALECT", args[-1])
+    if args[0] == "FT.SEARCH":
+        at = args.index("PARAMS") if "PARAMS" in args[:7] else 0
+    else:
+        at = _last(args, "WITHCURSOR") + 3
+        at = at if args[at] == "PARAMS" else 0
+    return (*args[at : at + 2 + args[at + 1]], *ending) if at else ending
 
 
 def _profiled(args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return a query's arguments without a cursor, which FT.PROFILE does not take."""
-    if "WITHCURSOR" not in args:
-        return args
-    at = args.index("WITHCURSOR")
-    return args[:at] + args[at + 3 :]
+    if args[0] == "FT.SEARCH":
+        return args[2:]
+    at = _last(args, "WITHCURSOR")
+    return args[2:at] + args[at + 3 :]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from json import loads
 from operator import le
 from typing import Any
@@ -25,7 +26,7 @@ __all__ = ["Row", "SearchResult"]
 class Row:
     """A document. `id` is without the prefix; `distance` is in the metric's own unit.
 
-    `similarity` is the distance as 0 to 1. `score` is what a text, hybrid or mmr query ranks by:
+    `similarity` is the distance as 0 to 1. `score` is what a text or hybrid query ranks by:
     higher is better. `vector` is there where it was asked for: a read-only array of shape (dim,).
     Numeric fields are numbers, places (longitude, latitude), the others text (bytes where not
     UTF-8); in JSON documents, what JSON holds.
@@ -64,7 +65,7 @@ class Decoder:
         self.vector = schema.vector
         self._key = schema.vector.name.encode()
         self._apart = (self._key, _DISTANCE)
-        self._cut = len(prefix.encode())  # every key of the index begins with the prefix
+        self._prefix = prefix.encode()
         self._json = schema.json
         self._l2 = schema.vector.metric == "l2"
         self.learn()
@@ -84,7 +85,8 @@ class Decoder:
 
     def id(self, key: bytes) -> str:
         """Return a document's id."""
-        return key[self._cut :].decode(errors="replace")
+        # Without the prefix, unless an alias led to an index of another one.
+        return key.removeprefix(self._prefix).decode(errors="replace")
 
     def row(
         self,
@@ -109,7 +111,7 @@ class Decoder:
             near = 1.0 - distance / 2.0
             if self._l2 or not 0.0 <= near <= 1.0:
                 near = similarity(distance, self.vector.metric)
-        return Row(key[self._cut :].decode(errors="replace"), fields, distance, near, score, array)
+        return Row(self.id(key), fields, distance, near, score, array)
 
     def _fields(self, found: dict[bytes, bytes]) -> dict[str, Any]:
         fields: dict[str, Any] = {}
@@ -124,8 +126,13 @@ class Decoder:
 
     def document(self, key: bytes, fields: dict[str, Any], vector: Any) -> Row:
         """Return a row of a whole JSON document, from which the vector was taken."""
-        array = None if vector is None else np.array(vector, plain_dtype(self.vector.dtype))
+        array = None if vector is None else self._read_only(vector)
         return Row(self.id(key), fields, vector=array)
+
+    def _read_only(self, numbers: Any) -> Array:
+        array = np.array(numbers, plain_dtype(self.vector.dtype))
+        array.flags.writeable = False
+        return array
 
     def nearest(self, reply: SearchReply, start: int, end: int) -> SearchResult:
         """Return the rows of a KNN or range reply, nearest first, from `start` up to `end`."""
@@ -151,7 +158,7 @@ class Decoder:
 
     def _array(self, value: bytes, key: bytes) -> Array:
         if self._json:
-            array = np.array(_from_json(value), plain_dtype(self.vector.dtype))
+            array = self._read_only(_from_json(value))
         else:
             array = from_blob(value, self.vector.dtype)
         if array.shape != (self.vector.dim,):
@@ -176,10 +183,16 @@ def _loader(field: Field, *, json: bool) -> Callable[[bytes], Any]:
         return field.loaded if isinstance(field, (Numeric, Geo)) else text_or_bytes
     # A path that may lead to several places (`$..x`, `$.x[*]`) gives them all.
     many = field.path is not None and any(sign in field.path for sign in ("*", "..", "?", ":", ","))
-    return loads if many else _from_json
+    return loads if many else partial(_from_json, raw=field.loaded)
 
 
-def _from_json(value: bytes) -> Any:
-    """Return the one value in the list that dialect 3 gives for a path."""
-    found = loads(value)
-    return found[0] if isinstance(found, list) and found else found
+def _from_json(value: bytes, raw: Callable[[bytes], Any] = text_or_bytes) -> Any:
+    """Return the one value in the list that dialect 3 gives for a path.
+
+    What documents are sorted by comes raw, as it was put aside for sorting.
+    """
+    try:
+        found = loads(value)
+    except ValueError:
+        found = None
+    return found[0] if isinstance(found, list) and found else raw(value)

@@ -15,6 +15,7 @@ from ..protocol.resp import encode_many
 from ..protocol.script import Script
 from ..search.bulk import arguments, hset_portions, stored_column
 from ..search.fields import Field, Geo, GeoShape
+from ..search.query import UNLIMITED
 from ..search.schema import Schema
 from ..search.vectors import Array, as_matrix, from_blob
 
@@ -27,13 +28,15 @@ local last = tonumber(ARGV[1]) + 1
 if last > 1 then redis.call('HSET', KEYS[1], unpack(ARGV, 2, last)) end
 if #ARGV > last then redis.call('HDEL', KEYS[1], unpack(ARGV, last + 1)) end
 return 1""")
+# A merge would keep what an object holds beside the new.
 _MERGE = Script("""
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+for i = 2, #ARGV do redis.call('JSON.DEL', KEYS[1], ARGV[i]) end
 redis.call('JSON.MERGE', KEYS[1], '$', ARGV[1])
 return 1""")
 
 # How many of the keys are indexed: an index that drops a document does so without a word.
-_COUNT = ("NOCONTENT", "LIMIT", 0, 0, "DIALECT", 2)
+_COUNT = ("NOCONTENT", "LIMIT", 0, 0, *UNLIMITED)
 _PATH = re.compile(r"\$((?:\.[A-Za-z_]\w*)+)(?:\[\*\])?", re.ASCII)
 
 
@@ -44,13 +47,15 @@ class Part(NamedTuple):
     matrix: Array
     columns: dict[str, list[Any]]
     px: list[int | None] | None
+    raw: bool
 
     def parts(self, size: int) -> Iterator[Part]:
         """Return the documents in parts of so many."""
         for start in range(0, len(self.ids), size):
             cut = slice(start, start + size)
             columns = {name: column[cut] for name, column in self.columns.items()}
-            yield Part(self.ids[cut], self.matrix[cut], columns, self.px and self.px[cut])
+            px = self.px and self.px[cut]
+            yield Part(self.ids[cut], self.matrix[cut], columns, px, self.raw)
 
 
 class Encoder:
@@ -64,8 +69,8 @@ class Encoder:
 
     def ids(self, ids: Sequence[str | int], *, repeated: bool = False) -> list[str]:
         """Return ids as text; each but once, unless `repeated`."""
-        if isinstance(ids, (str, bytes)):
-            raise TypeError("ids must be a list of ids, not one id")
+        if isinstance(ids, (str, bytes, set, frozenset, Mapping)):
+            raise TypeError(f"ids must be a list of ids, not {type(ids).__name__}")
         names: list[Any] = list(ids)
         plain = set(map(type, names)) == {str} and all(map(str.strip, names))
         if not plain or "\0" in "".join(names) or not _is_unicode("".join(names)):
@@ -100,7 +105,7 @@ class Encoder:
             raise ValueError(f"{len(names)} ids, but {len(matrix)} vectors")
         columns = self._columns(fields, len(names), raw=raw)
         each = [px] * len(names) if isinstance(px, int) else px
-        return Part(names, matrix, columns, None if each is None else list(each))
+        return Part(names, matrix, columns, None if each is None else list(each), raw)
 
     def request(self, part: Part, index: str) -> Ready:
         """Return one write: DEL of all, a write of each, how many are indexed, times to live."""
@@ -145,7 +150,9 @@ class Encoder:
                 self._place(document, name, self._stored(name, [value])[0])
             if vector is not None:
                 self.put_vector(document, vector)
-            return _MERGE([key], [to_json("fields", document)])
+            paths = [self._path(name) for name, value in fields.items() if value is not None]
+            inner = ["$" + "".join(f"[{to_json('fields', step)}]" for step in p) for p in paths]
+            return _MERGE([key], [to_json("fields", document), *inner])
         pairs: list[Any] = []
         gone: list[str] = []
         for name, value in fields.items():
@@ -203,7 +210,9 @@ class Encoder:
         for i in range(len(part.ids)):
             document: dict[str, Any] = {}
             for name, column in part.columns.items():
-                if column[i] is not None:
+                if column[i] is not None and part.raw:
+                    document[name] = column[i]
+                elif column[i] is not None:
                     self._place(document, name, column[i])
             self.put_vector(document, part.matrix[i])
             yield to_json("fields", document)
@@ -213,12 +222,12 @@ class Encoder:
         vector = from_blob(row.tobytes(), self.vector.dtype)
         self._place(document, self.vector.name, vector.tolist())
 
-    def take_vector(self, document: dict[str, Any]) -> Any:
-        """Take the vector out of a JSON document; None if it has none."""
-        *inner, last = self._path(self.vector.name)
+    def take(self, document: dict[str, Any], name: str, *, away: bool = False) -> Any:
+        """Return a field of a JSON document, taken `away` from it or not; None if it has none."""
+        *inner, last = self._path(name)
         for step in inner:
             document = document.get(step, {})
-        return document.pop(last, None)
+        return document.pop(last, None) if away else document.get(last)
 
     def _place(self, document: dict[str, Any], name: str, value: Any) -> None:
         """Put a field's value into a JSON document, where its path leads."""
@@ -260,7 +269,8 @@ def _id(one: Any) -> str:
 
 
 def _column(name: str, column: Any, total: int) -> Any:
-    if isinstance(column, (str, bytes)) or not hasattr(column, "__len__"):
+    unordered = (str, bytes, set, frozenset, Mapping)
+    if isinstance(column, unordered) or not hasattr(column, "__len__"):
         raise TypeError(f"field {name!r}: a column is a list or an array")
     if len(column) != total:
         raise ValueError(f"field {name!r}: {len(column)} values, but {total} ids")

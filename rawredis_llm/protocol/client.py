@@ -259,12 +259,17 @@ class BaseClient:
         return self._pages(lambda cursor: protocol.zscan(key, cursor, match, count))
 
     @iterated
-    def pages(self, page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]]) -> Iterator[T]:
+    def pages(
+        self,
+        page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]],
+        forget: Callable[[bytes], Runnable[Any]] | None = None,
+    ) -> Iterator[T]:
         """Iterate over items that come in pages.
 
-        `page(cursor)` returns an op of the next cursor and a list; b"0" begins, and ends, it.
+        `page(cursor)` returns an op of the next cursor and a list; b"0" begins, and ends, it. Where
+        the iteration is broken off, `forget(cursor)` is the op that tells the server so.
         """
-        return self._pages(page)
+        return self._pages(page, forget)
 
     @coloured
     def reauthenticate(self) -> None:

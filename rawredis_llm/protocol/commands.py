@@ -19,7 +19,10 @@ def as_mapping(reply: Any) -> dict[Any, Any]:
         return reply
     if isinstance(reply, list) and len(reply) % 2 == 0:
         parts = iter(reply)
-        return dict(zip(parts, parts))  # noqa: B905 - their number is even, and `strict` costs
+        try:
+            return dict(zip(parts, parts))  # noqa: B905 - their number is even, and `strict` costs
+        except TypeError:  # a key that is a list
+            pass
     raise UnexpectedReplyError(f"expected a map, got {type(reply).__name__}")
 
 

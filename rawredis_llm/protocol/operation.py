@@ -375,7 +375,7 @@ class Plan:
         """Return the op."""
         return op
 
-    def pages(self, page: Any) -> Any:  # noqa: ARG002 - it cannot be run
+    def pages(self, *_: Any) -> Any:
         """Raise TypeError: what iterates needs a client."""
         raise TypeError("what iterates cannot be planned: it needs a client")
 

@@ -9,24 +9,25 @@ value for one. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from .filters import field_name, number, whole_number
 
 
 class Step(NamedTuple):
-    """Arguments, and the names whose values are numbers."""
+    """Arguments, the names whose values are numbers, and those whose values are like a field's."""
 
     args: tuple[Any, ...]
     numbers: frozenset[str] = frozenset()
+    alike: tuple[tuple[str, str], ...] = ()
 
 
 class Reducer(NamedTuple):
-    """What becomes of a group: a function's name and arguments, and if it gives a number."""
+    """What becomes of a group: arguments, and whose values it gives; "" where it is a number."""
 
     args: tuple[Any, ...]
-    numeric: bool = True
+    field: str = ""
 
 
 def load(*fields: str) -> Step:
@@ -43,7 +44,8 @@ def group_by(*fields: str, **reducers: Reducer) -> Step:
         if not isinstance(reducer, Reducer):
             raise TypeError(f"{name} must be a reducer such as count(), not {reducer!r}")
         args += ["REDUCE", *reducer.args, "AS", field_name(name)]
-    return Step(tuple(args), frozenset(n for n, reducer in reducers.items() if reducer.numeric))
+    alike = tuple((name, reducer.field) for name, reducer in reducers.items() if reducer.field)
+    return Step(tuple(args), frozenset(reducers) - dict(alike).keys(), alike)
 
 
 def count() -> Reducer:
@@ -72,7 +74,7 @@ def maximum(field: str) -> Reducer:
 
 
 def avg(field: str) -> Reducer:
-    """Return the mean of a field's numbers."""
+    """Return the mean of a field's numbers; RediSearch 2.10 counts a missing one as 0."""
     return Reducer(("AVG", 1, _property(field)))
 
 
@@ -91,20 +93,20 @@ def quantile(field: str, q: float) -> Reducer:
 
 def to_list(field: str) -> Reducer:
     """Return a list of a field's different values."""
-    return Reducer(("TOLIST", 1, _property(field)), numeric=False)
+    return Reducer(("TOLIST", 1, _property(field)), field)
 
 
 def first_value(field: str, by: str | None = None) -> Reducer:
     """Return a field's first value, in the order of another field (`-` before it: the last)."""
     order = () if by is None else ("BY", *_direction(by))
-    return Reducer(("FIRST_VALUE", 1 + len(order), _property(field), *order), numeric=False)
+    return Reducer(("FIRST_VALUE", 1 + len(order), _property(field), *order), field)
 
 
 def random_sample(field: str, size: int) -> Reducer:
     """Return so many of a field's values, up to 1,000, chosen at random."""
     if whole_number("size", size) > 1000:
         raise ValueError("size: the server samples 1000 values at most")
-    return Reducer(("RANDOM_SAMPLE", 2, _property(field), size), numeric=False)
+    return Reducer(("RANDOM_SAMPLE", 2, _property(field), size), field)
 
 
 def apply(**expressions: str) -> Step:
@@ -121,12 +123,15 @@ def keep(expression: str) -> Step:
 
 
 def sort_by(*fields: str, most: int | None = None) -> Step:
-    """Sort by fields, those with a `-` before them downwards; keep only the first `most` rows."""
+    """Sort by fields, those with a `-` before them downwards; keep only the first `most` rows.
+
+    The default is the server's limit, 1,000,000; its own default is 10.
+    """
     args = [part for name in fields for part in _direction(name)]
     if not args:
         raise ValueError("sort_by takes the name of a field or more")
-    top = () if most is None else ("MAX", whole_number("most", most))
-    return Step(("SORTBY", len(args), *args, *top))
+    top = 1_000_000 if most is None else whole_number("most", most)
+    return Step(("SORTBY", len(args), *args, "MAX", top))
 
 
 def limit(rows: int, offset: int = 0) -> Step:
@@ -135,19 +140,26 @@ def limit(rows: int, offset: int = 0) -> Step:
 
 
 def text(value: str) -> str:
-    """Return a text quoted as a value in an expression."""
-    if not isinstance(value, str) or "\0" in value:
-        raise ValueError(f"text takes a str without a NUL, not {value!r}")
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    """Return a text quoted as a value in an expression.
+
+    Raises ValueError for backslashes, line breaks and NUL, which the server does not read there.
+    """
+    if not isinstance(value, str) or set("\0\r\n\\") & set(value):
+        raise ValueError("text takes a str without backslashes, line breaks and NULs")
+    return '"{}"'.format(value.replace('"', '\\"'))
 
 
-def numeric_names(steps: Sequence[Step]) -> frozenset[str]:
-    """Return the names whose values are numbers; raise TypeError for what is no step."""
+def numeric_names(steps: Sequence[Step], fields: Collection[str]) -> frozenset[str]:
+    """Return the names whose values are numbers, `fields` being those that hold some.
+
+    Raises TypeError for what is no step.
+    """
+    numbers = set(fields)
     for step in steps:
         if not isinstance(step, Step):
             raise TypeError(f"a step is load(...), group_by(...), ..., not {step!r}")
-    return frozenset(name for step in steps for name in step.numbers)
+        numbers |= step.numbers | {name for name, field in step.alike if field in numbers}
+    return frozenset(numbers)
 
 
 def _expression(expression: Any) -> str:

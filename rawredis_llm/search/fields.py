@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 from .filters import (
     Filter,
     Words,
+    as_python,
     field_name,
     leaf,
     number,
@@ -26,11 +27,13 @@ from .filters import (
 
 __all__ = ["Field", "Geo", "GeoShape", "Numeric", "Tag", "Text"]
 
-_POINT: Final = r"\s*[-+.\deE]+\s+[-+.\deE]+\s*"
-_RING: Final = rf"\s*\({_POINT}(,{_POINT}){{3,}}\)\s*"
-_WKT: Final = re.compile(
-    rf"\s*(POINT\s*\({_POINT}\)|POLYGON\s*\({_RING}(,{_RING})*\))\s*", re.IGNORECASE
-)
+FLAGS: Final = {"nostem", "casesensitive", "withsuffixtrie", "sortable", "indexempty"} | {
+    "indexmissing"
+}
+_NUMBER: Final = r"-?[0-9]{1,9}(\.[0-9]{1,30})?"  # what the server reads without fail
+_POINT: Final = rf" *{_NUMBER} +{_NUMBER} *"
+_RING: Final = rf" *\({_POINT}(,{_POINT}){{3,}}\) *"
+_WKT: Final = re.compile(rf"POINT *\({_POINT}\)|POLYGON *\({_RING}(,{_RING})*\)")
 
 
 class Field:
@@ -48,6 +51,9 @@ class Field:
         if path is not None and (not isinstance(path, str) or not path.startswith("$")):
             raise ValueError(f"path of {name!r}: a JSON path begins with $, not {path!r}")
         self.path = path
+        for flag in FLAGS & options.keys():
+            if not isinstance(options[flag], bool):
+                raise TypeError(f"{flag} must be True or False, not {options[flag]!r}")
         self.options = {k: v for k, v in options.items() if v is not None and v is not False}
 
     def __repr__(self) -> str:
@@ -130,7 +136,11 @@ class Text(Field):
         indexmissing: bool = False,
         path: str | None = None,
     ) -> None:
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, (int, float))
+            or not 0 < weight < math.inf
+        ):
             raise ValueError(f"weight must be a number above 0, not {weight!r}")
         if phonetic not in (None, "dm:en", "dm:fr", "dm:pt", "dm:es"):
             raise ValueError(f"phonetic must be dm:en, dm:fr, dm:pt or dm:es, not {phonetic!r}")
@@ -156,7 +166,8 @@ class Text(Field):
     def phrase(self, text: str) -> Filter:
         """Return the filter of documents that hold these very words in this order.
 
-        Nothing but stop words, which are not indexed, may stand between them.
+        Nothing but stop words, which are not indexed, may stand between them. A word that comes
+        twice is found where it stands once.
         """
         return self._words("phrase", text, phrase=True)
 
@@ -165,7 +176,11 @@ class Text(Field):
         return leaf(words, self.name, "TEXT", f"{self._called()}.{method}({text!r})")
 
     def prefix(self, text: str) -> Filter:
-        """Return the filter of documents with a word that begins so (two letters at least)."""
+        """Return the filter of documents with a word that begins so (two letters at least).
+
+        The server looks at no more than 200 such words, which is its MAXPREFIXEXPANSIONS; here and
+        in what follows a stem that it keeps beside a word counts as a word.
+        """
         return self._part("prefix", text, "{}*")
 
     def suffix(self, text: str) -> Filter:
@@ -185,11 +200,11 @@ class Text(Field):
         if isinstance(distance, bool) or distance not in (1, 2, 3):
             raise ValueError(f"distance must be 1, 2 or 3, not {distance!r}")
         around = "%" * distance
-        return self._part("fuzzy", word, f"{around}{{}}{around}")
+        return self._part("fuzzy", word, f"{around}{{}}{around}", more=f", {distance}")
 
-    def _part(self, method: str, text: str, form: str, allowed: str = "") -> Filter:
+    def _part(self, method: str, text: str, form: str, allowed: str = "", more: str = "") -> Filter:
         query = form.format(word_part(text, self.name, f"a {method}", allowed))
-        shown = f"{self._called()}.{method}({text!r})"
+        shown = f"{self._called()}.{method}({text!r}{more})"
         return leaf(f"@{self.name}:({query})", self.name, "TEXT", shown)
 
     def is_empty(self) -> Filter:
@@ -218,8 +233,8 @@ class Tag(Field):
         indexmissing: bool = False,
         path: str | None = None,
     ) -> None:
-        if not isinstance(separator, str) or len(separator) != 1 or not separator.isascii():
-            raise ValueError(f"separator must be one ASCII character, not {separator!r}")
+        if not isinstance(separator, str) or len(separator) != 1 or not "!" <= separator <= "~":
+            raise ValueError(f"separator must be one visible ASCII character, not {separator!r}")
         given = {"casesensitive": case_sensitive, "withsuffixtrie": withsuffixtrie}
         given |= {"sortable": sortable, "indexempty": indexempty, "indexmissing": indexmissing}
         super().__init__(name, path, **given)
@@ -318,7 +333,7 @@ class Numeric(_Sortable):
 
     def _compared(self, sign: str, value: Any, low: str, high: str) -> Filter:
         text = number(value, self.name)
-        shown = f"({self._called()} {sign} {text})"
+        shown = f"({self._called()} {sign} {as_python(text)})"
         return self._range(low.format(text), high.format(text), shown)
 
     def __eq__(self, value: object) -> Filter:  # type: ignore[override]  # a filter, on purpose
@@ -342,7 +357,8 @@ class Numeric(_Sortable):
     def between(self, low: float, high: float) -> Filter:
         """Return the filter of documents whose number is from low to high, both included."""
         first, last = number(low, self.name), number(high, self.name)
-        return self._range(first, last, f"{self._called()}.between({first}, {last})")
+        limits = f"{as_python(first)}, {as_python(last)}"
+        return self._range(first, last, f"{self._called()}.between({limits})")
 
 
 class Geo(_Sortable):

@@ -21,7 +21,8 @@ _SPACE: Final = " \t\n\v\f\r"
 _ASCII_MARKS: Final = re.compile(r"([^\w\x80-\U0010ffff])", re.ASCII)
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _SEPARATORS: Final = re.compile(r"[^\w\x80-\U0010ffff]+", re.ASCII)
-_NUMERIC: Final = re.compile(r"[0-9]|inf|nan", re.IGNORECASE)
+_NUMERIC: Final = re.compile(r"[0-9]|(inf|infinity|nan)$", re.IGNORECASE)
+_RESERVED: Final = {"AS", "SORTABLE", "UNF", "NOINDEX", "INDEXMISSING"}
 STOP_WORDS: Final = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their"  # noqa: SIM905 - easier to read
     " then there these they this to was will with".split()
@@ -29,6 +30,9 @@ STOP_WORDS: Final = frozenset(
 """The default list of RediSearch, after its documentation on stop words: none is indexed."""
 
 LONGEST_TAG: Final = 4096  # bytes; RediSearch 2.10 cuts longer ones without a word
+LONGEST_WORD: Final = (
+    128  # bytes; longer ones are not found, and parts of 1,025 crash RediSearch 2.10
+)
 EXACT: Final = 2**53  # whole numbers up to here are themselves as doubles, as the index holds
 
 
@@ -54,7 +58,7 @@ class Filter:
     that the text refers to.
     """
 
-    __slots__ = ("fields", "params", "parts", "shown")
+    __slots__ = ("fields", "joined", "params", "parts", "shown")
 
     def __init__(
         self,
@@ -62,8 +66,10 @@ class Filter:
         fields: frozenset[tuple[str, str]],
         shown: str,
         params: tuple[tuple[str, str], ...] = (),
+        joined: str = "",
     ) -> None:
         self.parts = parts
+        self.joined = joined  # by & or |: then more of the same join it without more brackets
         self.fields = fields  # (name, kind) of each field it speaks of
         self.shown = shown
         self.params = params
@@ -91,12 +97,18 @@ class Filter:
     def _joined(self, other: Filter, how: str, sign: str) -> Filter:
         if not isinstance(other, Filter):
             return NotImplemented
-        return Filter(
-            ("(", *self.parts, how, *other.parts, ")"),
-            self.fields | other.fields,
-            f"({self.shown} {sign} {other.shown})",
-            tuple(dict([*self.params, *other.params]).items()),
-        )
+        fields = self.fields | other.fields
+        pair = (self, other)
+        shown = [one.shown[1:-1] if one.joined == sign else one.shown for one in pair]
+        left, right = (one.parts[1:-1] if one.joined == sign else one.parts for one in pair)
+        parts = ("(", *left, how, *right, ")")
+        joined = sign
+        if sign == "&" and any(kind == "GEOSHAPE" for _, kind in fields):
+            # RediSearch 2.10 loses documents where a shape meets another condition in an `and`.
+            parts = ("(-((-", *self.parts, ") | (-", *other.parts, ")))")
+            joined, shown = "", [self.shown, other.shown]
+        params = tuple(dict([*self.params, *other.params]).items())
+        return Filter(parts, fields, f"({f' {sign} '.join(shown)})", params, joined)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Filter) and other.parts == self.parts
@@ -133,6 +145,8 @@ def field_name(name: Any) -> str:
     """Return a field's name if it is one: letters, digits and `_`, not beginning with a digit."""
     if not isinstance(name, str):
         raise TypeError(f"a field's name must be a str, not {type(name).__name__}")
+    if name.upper() in _RESERVED:
+        raise ValueError(f"a field cannot be named {name!r}: FT.CREATE and RETURN have that word")
     if not _NAME.fullmatch(name):
         raise ValueError(f"a field's name is letters, digits and _ (no digit first), not {name!r}")
     if name.startswith("__"):
@@ -170,6 +184,11 @@ def number(value: Any, field: str) -> str:
     if math.isnan(value):
         raise ValueError(f"{field!r}: NaN is no number to search for")
     return float.__repr__(float(value))
+
+
+def as_python(text: str) -> str:
+    """Return a number's text as Python reads it."""
+    return f"float('{text}')" if text.endswith("inf") else text
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:
@@ -210,7 +229,8 @@ def any_word(text: str, stop_words: Collection[str]) -> str:
     Unquoted, so that the server looks for a word's stem too; but what it could read as a number is
     quoted. Raises ValueError if there is none beside stop words.
     """
-    words = without(stop_words, split_words(text, "query"), "query")
+    plain = [word for word in split_words(text, "query") if word.strip("_")]
+    words = without(stop_words, plain, "query")
     return "|".join(f'"{w}"' if _NUMERIC.match(w) else w for w in dict.fromkeys(words))
 
 
@@ -219,6 +239,8 @@ def word_part(text: Any, field: str, name: str, allowed: str = "") -> str:
     plain = text.translate(dict.fromkeys(map(ord, allowed))) if isinstance(text, str) else ""
     if len(plain) < 2 or split_words(plain, field) != [plain]:
         raise ValueError(f"text {field!r}: {name} is one word of two letters or more")
+    if len(text.encode()) > LONGEST_WORD:
+        raise ValueError(f"text {field!r}: no word of more than {LONGEST_WORD} bytes is indexed")
     return str(text)
 
 

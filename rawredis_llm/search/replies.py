@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import repeat
+from types import NoneType
 from typing import Any, NamedTuple
 
 from ..errors import UnexpectedReplyError
@@ -33,26 +34,42 @@ def search_reply(reply: Any, *, scores: bool = False) -> SearchReply:
     """
     if isinstance(reply, dict):
         try:
-            warnings = _warnings(reply)
+            warnings, results = _warnings(reply), reply[b"results"]
             rows = [
                 (row[b"id"], row[b"extra_attributes"], row[b"score"] if scores else None)
-                for row in reply[b"results"]
+                for row in results
                 if b"id" in row or not warnings  # a search that timed out may leave stumps
             ]
-            return SearchReply(reply[b"total_results"], rows, warnings)
         except (KeyError, TypeError):
             raise _unknown("FT.SEARCH", reply) from None
-    width = 3 if scores else 2
-    if isinstance(reply, list) and len(reply) % width == 1 and isinstance(reply[0], int):
-        ranks = map(float, reply[2::3]) if scores else repeat(None)
-        rows = [
-            (key, None if fields is None else as_mapping(fields), score)
-            for key, fields, score in zip(  # noqa: B905 - the ranks may be endless
-                reply[1::width], reply[width::width], ranks
+        if type(results) is list:
+            return _checked(
+                "FT.SEARCH", reply, SearchReply(reply.get(b"total_results", -1), rows, warnings)
             )
-        ]
-        return SearchReply(reply[0], rows, [])
+    width = 3 if scores else 2
+    if isinstance(reply, list) and len(reply) % width == 1:
+        try:
+            ranks = map(float, reply[2::3]) if scores else repeat(None)
+            rows = [
+                (key, None if fields is None else as_mapping(fields), score)
+                for key, fields, score in zip(  # noqa: B905 - the ranks may be endless
+                    reply[1::width], reply[width::width], ranks
+                )
+            ]
+        except (TypeError, ValueError):
+            raise _unknown("FT.SEARCH", reply) from None
+        return _checked("FT.SEARCH", reply, SearchReply(reply[0], rows, []))
     raise _unknown("FT.SEARCH", reply)
+
+
+def _checked(command: str, reply: Any, found: SearchReply) -> SearchReply:
+    """Return a reply whose parts are of their types; raise for another."""
+    columns = zip(*found.rows, strict=True)
+    allowed: tuple[set[type], ...] = ({bytes}, {dict, NoneType}, {float, NoneType})
+    right = all(set(map(type, one)) <= kinds for one, kinds in zip(columns, allowed, strict=False))
+    if type(found.total) is not int or found.total < 0 or not right:
+        raise _unknown(command, reply)
+    return found
 
 
 class AggregateReply(NamedTuple):
@@ -76,8 +93,9 @@ def aggregate_reply(reply: Any, *, cursor: bool = False) -> AggregateReply:
     try:
         if isinstance(reply, dict):
             rows = [row[b"extra_attributes"] for row in reply[b"results"]]
-            return AggregateReply(rows, _warnings(reply), position)
-        if isinstance(reply, list) and isinstance(reply[0], int):
+            if type(reply[b"results"]) is list and set(map(type, rows)) <= {dict}:
+                return AggregateReply(rows, _warnings(reply), position)
+        elif isinstance(reply, list) and type(reply[0]) is int:
             return AggregateReply([as_mapping(row) for row in reply[1:]], [], position)
     except (KeyError, TypeError, IndexError):
         pass
@@ -95,9 +113,12 @@ def hybrid_reply(reply: Any) -> SearchReply:
         for found in whole[b"results"]:
             row = dict(as_mapping(found))
             rows.append((row.pop(b"__key"), row, float(row.pop(b"__score"))))
-        return SearchReply(whole[b"total_results"], rows, _warnings(whole, b"warnings"))
+        result = SearchReply(whole[b"total_results"], rows, _warnings(whole, b"warnings"))
     except (KeyError, TypeError, ValueError):
         raise _unknown("FT.HYBRID", reply) from None
+    if type(whole[b"results"]) is not list:
+        raise _unknown("FT.HYBRID", reply)
+    return _checked("FT.HYBRID", reply, result)
 
 
 def profile_reply(reply: Any) -> dict[str, Any]:
@@ -118,11 +139,15 @@ def _tree(node: Any) -> Any:
     if isinstance(node, dict):
         return {_text(key): _tree(value) for key, value in node.items()}
     if isinstance(node, list):
-        if node and all(isinstance(pair, list) and _named(pair) for pair in node):
-            if len({pair[0] for pair in node}) == len(node) and not _flat(node[0]):
-                return {_text(n): _tree(v[0] if len(v) == 1 else v) for n, *v in node}
-            return [_tree(pair) for pair in node]
-        if _flat(node):
+        named = [part for part in node if isinstance(part, list) and _named(part)]
+        if node and named == node and len({pair[0] for pair in node}) == len(node):
+            return {_text(name): _tree(rest[0] if len(rest) == 1 else rest) for name, *rest in node}
+        if _named(node) and b"Child iterators" in node:  # its children stand behind it
+            at = node.index(b"Child iterators")
+            return _tree(node[:at]) | {
+                "Child iterators": [_tree(child) for child in node[at + 1 :]]
+            }
+        if _named(node) and len(node) % 2 == 0:
             return {_text(k): _tree(v) for k, v in zip(node[::2], node[1::2], strict=True)}
         return [_tree(part) for part in node]
     if isinstance(node, bytes):
@@ -138,29 +163,32 @@ def _named(pair: list[Any]) -> bool:
     return bool(pair) and isinstance(pair[0], bytes)
 
 
-def _flat(node: list[Any]) -> bool:
-    return len(node) > 2 and len(node) % 2 == 0 and all(isinstance(k, bytes) for k in node[::2])
-
-
 def total_results(reply: Any) -> int:
     """Return how many documents an FT.SEARCH found."""
     total = reply.get(b"total_results") if isinstance(reply, dict) else reply[0] if reply else None
-    if not isinstance(total, int):
+    if type(total) is not int:
         raise _unknown("FT.SEARCH", reply)
     return total
 
 
 def found_keys(reply: Any) -> list[bytes]:
     """Return the keys in the reply to an FT.SEARCH without contents."""
-    if isinstance(reply, dict) and isinstance(reply.get(b"results"), list):
-        return [row[b"id"] for row in reply[b"results"] if b"id" in row]
-    if isinstance(reply, list) and reply and isinstance(reply[0], int):
-        return reply[1:]
-    raise _unknown("FT.SEARCH", reply)
+    keys: Any = None
+    if isinstance(reply, dict) and type(reply.get(b"results")) is list:
+        keys = [row.get(b"id") for row in reply[b"results"] if isinstance(row, dict)]
+    elif isinstance(reply, list) and reply and type(reply[0]) is int:
+        keys = reply[1:]
+    if keys is None or not set(map(type, keys)) <= {bytes}:
+        raise _unknown("FT.SEARCH", reply)
+    found: list[bytes] = keys
+    return found
 
 
 def _warnings(reply: dict[bytes, Any], name: bytes = b"warning") -> list[str]:
-    return [_text(text) for text in reply.get(name, [])]
+    warnings = reply.get(name, [])
+    if type(warnings) is not list or not set(map(type, warnings)) <= {bytes}:
+        raise TypeError
+    return [_text(text) for text in warnings]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from .fields import Field, Geo, GeoShape, Numeric, Tag, Text
+from ..keys import require_text
+from .fields import FLAGS, Field, Geo, GeoShape, Numeric, Tag, Text
 from .filters import STOP_WORDS, Filter, any_word, number, whole_number
 from .replies import IndexInfo
 
@@ -69,6 +70,9 @@ class Vector(Field):
             for key, value in parameters.items()
             if value is not None
         }
+
+    def _called(self) -> str:
+        return f"Vector({self.name!r}, {self.dim})"
 
     def _own(self) -> dict[str, Any]:
         shape = {"dim": self.dim, "metric": self.metric, "algorithm": self.algorithm}
@@ -170,12 +174,16 @@ class Schema:
         vectors = [field for field in self.fields.values() if isinstance(field, Vector)]
         if len(vectors) != 1:
             raise ValueError(f"an index needs one Vector field, {len(vectors)} are given")
-        if isinstance(stopwords, str):
-            raise TypeError("stopwords must be a list of words, not one text")
+        words = None if stopwords is None else list(stopwords)
+        if isinstance(stopwords, str) or not all(isinstance(word, str) for word in words or ()):
+            raise TypeError(f"stopwords must be a list of words, not {stopwords!r}")
+        for name, text in (("language", language), ("filter_expression", filter_expression)):
+            if text is not None:
+                require_text(name, text)
         self.vector = vectors[0]
         self.json = on == "json"
         self.language = language
-        self.stopwords = None if stopwords is None else [word.lower() for word in stopwords]
+        self.stopwords = None if words is None else list(dict.fromkeys(w.lower() for w in words))
         self.filter_expression = filter_expression
         self._stop_words = STOP_WORDS if self.stopwords is None else frozenset(self.stopwords)
 
@@ -183,6 +191,8 @@ class Schema:
     def from_dict(cls, described: Mapping[str, Any]) -> Schema:
         """Return the schema that a dictionary describes; see `to_dict`."""
         options = dict(described)
+        if "fields" not in options:
+            raise ValueError("a schema has fields")
         return cls([field_from(field) for field in options.pop("fields")], **options)
 
     @classmethod
@@ -191,6 +201,9 @@ class Schema:
 
         Raises ValueError for what this library has no field for.
         """
+        unknown = [one.get("attribute") for one in info.attributes if one.get("noindex") == "yes"]
+        if unknown:
+            raise ValueError(f"field {unknown[0]!r} is stored only (NOINDEX), which none here is")
         return cls(
             [field_from(_told(one, json=info.on == "json")) for one in info.attributes],
             on=info.on,
@@ -228,8 +241,19 @@ class Schema:
             head += ["LANGUAGE", self.language]
         if self.stopwords is not None:
             head += ["STOPWORDS", len(self.stopwords), *self.stopwords]
-        declared = [field.declaration(json_document=self.json) for field in self.fields.values()]
-        return [*head, "SCHEMA", *(part for field in declared for part in field)]
+        return [*head, "SCHEMA", *self.declarations(list(self.fields.values()))]
+
+    def declarations(self, fields: Sequence[Field]) -> list[Any]:
+        """Return fields as FT.CREATE and FT.ALTER take them."""
+        texts = [field for field in fields if isinstance(field, (Text, Tag))]
+        if any(field.name.upper() in _OPTIONS for field in texts):
+            raise ValueError(
+                "the name of a Text or Tag is an option's, such as WEIGHT or SEPARATOR"
+            )
+        if any(field.name.upper() in _OPTIONS for field in fields):
+            # Behind a Text or a Tag it would be read as its option.
+            fields = sorted(fields, key=lambda field: isinstance(field, (Text, Tag)))
+        return [part for f in fields for part in f.declaration(json_document=self.json)]
 
     def required(self) -> list[tuple[str, int]]:
         """Return what is not in every RediSearch from 2.4 on: (name, first version as a number)."""
@@ -283,6 +307,9 @@ class Schema:
         return found
 
 
+_OPTIONS: Final = {"WEIGHT", "NOSTEM", "PHONETIC", "SEPARATOR", "CASESENSITIVE"} | {
+    *("WITHSUFFIXTRIE", "INDEXEMPTY")
+}
 _NEEDED: Final = {"MISSING": "indexmissing", "EMPTY": "indexempty"}
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {"text": {"weight": 1.0}, "tag": {"separator": ","}}
 
@@ -321,8 +348,7 @@ def _told(live: Mapping[str, str], *, json: bool) -> dict[str, Any]:
         told["separator"] = live["separator"]
     elif kind == "text":
         told["weight"] = float(live.get("weight", "1"))
-    flags = ("nostem", "casesensitive", "withsuffixtrie", "sortable", "indexempty", "indexmissing")
-    for flag in flags:
+    for flag in (*FLAGS, "noindex"):  # of which the last is no option here
         if live.get(flag) == "yes":
             told["case_sensitive" if flag == "casesensitive" else flag] = True
     if path != (f"$.{name}" if json else name):

@@ -75,7 +75,7 @@ def as_vector(
     if len(array) == 0:
         raise ValueError(f"{name} has no dimensions")
     # For one vector a dot product is the cheapest proof; only a doubtful one is looked at closely.
-    if array.dtype.itemsize == 1 or not 0.0 < float(np.vdot(array, array)) < np.inf:
+    if array.dtype.itemsize == 1 or not _LEAST < float(np.vdot(array, array)) < np.inf:
         _check(array[np.newaxis], metric, name)
     return _bfloat16(array) if dtype == "bfloat16" else array
 
@@ -100,7 +100,9 @@ def from_blob(blob: bytes, dtype: str = "float32") -> Array:
     array = np.frombuffer(blob, wire)
     if dtype != "bfloat16":
         return array
-    return (array.astype("<u4") << 16).view("<f4")
+    widened: Array = (array.astype("<u4") << 16).view("<f4")
+    widened.flags.writeable = False  # as the views of the other types
+    return widened
 
 
 def similarity(distance: float, metric: str) -> float:
@@ -144,17 +146,23 @@ def _numbers(values: Any, dtype: str, name: str) -> Array:
                 " scale and round them first"
             )
     with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused as such
-        array = np.ascontiguousarray(array, dtype="<f4" if dtype == "bfloat16" else wire)
-        return _rounded(array) if dtype == "bfloat16" else array
+        return _rounded(array) if dtype == "bfloat16" else np.ascontiguousarray(array, dtype=wire)
 
 
-def _rounded(array: Array) -> Array:
+def _rounded(numbers: Array) -> Array:
     """Return float32 numbers that bfloat16 holds, the nearest ones, half-way to even."""
-    bits = array.view("<u4").astype("<u8")
+    array = np.ascontiguousarray(numbers, dtype="<f4")
+    bits = array.view("<u4").astype("<i8")
+    # What float32 rounded to half-way lay on one of its sides.
+    half = (bits & 0xFFFF) == 0x8000
+    bits += half * np.sign(np.abs(numbers) - np.abs(array.astype("<f8"))).astype("<i8")
     bits += 0x7FFF + ((bits >> 16) & 1)
     rounded = (bits & 0xFFFF0000).astype("<u4").view("<f4")
     # The carry would make some NaNs infinite or zero; what is not finite stays as it is.
     return np.where(np.isfinite(array), rounded, array)
+
+
+_LEAST: Final = 2.0**-100  # a squared length; below it the squares of parts lose their digits
 
 
 def _bfloat16(array: Array) -> Array:
@@ -168,11 +176,12 @@ def _check(matrix: Array, metric: str, name: str) -> None:
     precision = np.float64 if matrix.dtype.itemsize in (1, 8) else np.float32
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix, dtype=precision)
-        suspects = np.flatnonzero(~((squares > 0) & (squares < np.inf)))
+        suspects = np.flatnonzero(~((squares > _LEAST) & (squares < np.inf)))
     for row in suspects:
         where = f"row {row} of {name}" if len(matrix) > 1 else name
         if not np.isfinite(matrix[row]).all():
             raise ValueError(f"{where} is not finite; Redis would store it and search wrongly")
-        if metric == "cosine":
-            size = "zero" if squares[row] == 0 else "infinity"
-            raise ValueError(f"{where} has a length of {size}, and no cosine distance to anything")
+        if metric == "cosine" and squares[row] <= _LEAST:
+            raise ValueError(f"{where} has a length of zero, or nearly: it has no direction")
+        if metric != "l2" and not squares[row] < np.inf:
+            raise ValueError(f"{where} has a length of infinity for the server, so no distances")

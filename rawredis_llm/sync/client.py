@@ -6,6 +6,7 @@ Must not import asyncio, numpy, or what is stored.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -116,13 +117,22 @@ class Client(BaseClient, Runner):
         self._pool.retire("reauthenticated")
         self.call("PING")
 
-    def _pages(self, page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]]) -> Iterator[T]:
+    def _pages(
+        self,
+        page: Callable[[bytes], Runnable[tuple[bytes, list[T]]]],
+        forget: Callable[[bytes], Runnable[Any]] | None = None,
+    ) -> Iterator[T]:
         cursor = b"0"
-        while True:
-            cursor, found = self.run(page(cursor))
-            yield from found
-            if cursor == b"0":
-                return
+        try:
+            while True:
+                cursor, found = self.run(page(cursor))
+                yield from found
+                if cursor == b"0":
+                    return
+        finally:
+            if forget is not None and cursor != b"0":
+                with suppress(RedisError):  # it may have gone, and so may the server
+                    self.run(forget(cursor))
 
     def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
