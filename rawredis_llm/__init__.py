@@ -63,40 +63,8 @@ _NAMES = {
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}
 
 __version__ = "0.1.0"
-__all__ = [
-    "AsyncClient",
-    "Batch",
-    "CacheHit",
-    "ChannelMessage",
-    "ChatHistory",
-    "Client",
-    "Command",
-    "Document",
-    "EmbeddedServer",
-    "Filter",
-    "Geo",
-    "GeoShape",
-    "HashingEmbedder",
-    "LLMCache",
-    "Message",
-    "Numeric",
-    "Plan",
-    "Raw",
-    "RedisError",
-    "Retriever",
-    "Retry",
-    "Row",
-    "Schema",
-    "Script",
-    "SearchResult",
-    "SemanticCache",
-    "Tag",
-    "Text",
-    "Vector",
-    "VectorIndex",
-    "VectorMemory",
-    "errors",
-]
+if not TYPE_CHECKING:  # type checkers take the names from the imports
+    __all__ = [*_HOMES, "errors"]  # noqa: PLE0604 - names
 
 
 def __getattr__(name: str) -> Any:
@@ -110,4 +78,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_HOMES, "errors"})

@@ -11,14 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .errors import ConnectionError, TimeoutError  # noqa: A004 - ours, not the builtins
-from .keys import (
-    clear_entries,
-    digest,
-    from_json,
-    milliseconds,
-    require_text,
-    to_json,
-)
+from .keys import clear_entries, digest, from_json, milliseconds, require_text, to_json
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Now, Op, Plan, operation
 

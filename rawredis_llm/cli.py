@@ -24,13 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return _COMMANDS[options.command](options)
-    except (ValueError, OSError) as error:
-        # RedisErrors of the connection are OSErrors too, but no bad input.
+    except (RedisError, ValueError, OSError) as error:
         print(f"rawredis-llm: {error}", file=sys.stderr)
         return 1 if isinstance(error, RedisError) else 2
-    except RedisError as error:
-        print(f"rawredis-llm: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
     finally:
@@ -44,19 +40,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rawredis-llm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     demo = commands.add_parser("demo", help="show every part at work on a real Redis")
-    demo.add_argument(
-        "--docs",
-        type=Path,
-        metavar="FILE",
-        help="your documents: paragraphs (.txt) or objects (.jsonl)",
-    )
+    own = "your documents: paragraphs (.txt) or objects (.jsonl)"
+    demo.add_argument("--docs", type=Path, metavar="FILE", help=own)
     demo.add_argument("--url", help="a Redis with search (default: one is started for the demo)")
-    demo.add_argument(
-        "--embedder",
-        choices=("wordllama", "hashing"),
-        default="wordllama",
-        help="a real one, or a lexical one of numpy alone (default: wordllama)",
-    )
+    kinds = ("wordllama", "hashing")
+    told = "a real one, or a lexical one of numpy alone (default: wordllama)"
+    demo.add_argument("--embedder", choices=kinds, default="wordllama", help=told)
     demo.add_argument("--explain", action="store_true", help="print the argv of each command")
     serve = commands.add_parser("serve", help="run a Redis with search in the foreground")
     serve.add_argument("--port", type=int, default=6379, help="on 127.0.0.1 (default 6379; 0: any)")

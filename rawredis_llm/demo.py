@@ -21,7 +21,7 @@ from .embedding import HashingEmbedder
 from .explain import argv
 from .history import ChatHistory
 from .latency.recorder import Recorder
-from .latency.report import HEADINGS, rows, table
+from .latency.report import table
 from .memory import VectorMemory
 from .protocol.operation import Request, Runnable, watched
 from .retriever import Retriever
@@ -81,10 +81,8 @@ def embedder_named(name: str) -> WordLlamaEmbedder | LexicalEmbedder:
     try:
         return WordLlamaEmbedder()
     except ImportError as error:
-        raise ValueError(
-            "wordllama is not installed: pip install 'rawredis-llm[demo]', or take"
-            " --embedder hashing, which needs numpy alone"
-        ) from error
+        text = "wordllama is not installed: pip install 'rawredis-llm[demo]', or take"
+        raise ValueError(f"{text} --embedder hashing, which needs numpy alone") from error
 
 
 def read_passages(path: Path | None) -> list[Passage]:
@@ -107,10 +105,8 @@ def read_passages(path: Path | None) -> list[Passage]:
     else:
         raise ValueError(f"{file.name}: documents are .txt or .jsonl")
     if len(items) < 3:
-        raise ValueError(
-            f"{file.name}: the demo needs three documents or more;"
-            " in .txt, these are paragraphs with an empty line in between"
-        )
+        wanted = "three documents or more; in .txt, paragraphs with an empty line in between"
+        raise ValueError(f"{file.name}: the demo needs {wanted}")
     return [_passage(item, position) for position, item in enumerate(items, 1)]
 
 
@@ -161,27 +157,10 @@ class Screen:
 
     def step(self, title: str, came_out: bool, detail: str = "", seconds: float = 0.0) -> None:  # noqa: FBT001 - its verdict
         """Print how a step came out; remember it if it did not come out as it should."""
-        word = " ok " if came_out else "FAIL"
         if not came_out:
             self.failed.append(title)
-        self.say(
-            f"{word} {title:<38} {seconds * 1e3:8.2f} ms  {detail}",
-            "" if came_out else "bold red",
-        )
-
-    def commands(self, recorder: Recorder) -> None:
-        """Print the table of commands."""
-        if self._console is None:
-            print(table(recorder))
-            return
-        from rich.table import Table  # noqa: PLC0415 - an extra
-
-        grid = Table(box=None, pad_edge=False)
-        for position, heading in enumerate(HEADINGS):
-            grid.add_column(heading, justify="left" if position == 0 else "right")
-        for row in rows(recorder):
-            grid.add_row(*row)
-        self._console.print(grid)
+        word, style = (" ok ", "") if came_out else ("FAIL", "bold red")
+        self.say(f"{word} {title:<38} {seconds * 1e3:8.2f} ms  {detail}", style)
 
 
 class ExplainingClient(Client):
@@ -223,12 +202,12 @@ def run(
             part()
         demo.one_round_trip()
         screen.say("\nEvery command, as the client saw it:")
-        screen.commands(recorder)
+        screen.say(table(recorder))
     if screen.failed:
         screen.say(f"\nFAILED: {', '.join(screen.failed)}", "bold red")
-    else:
-        screen.say("\nEvery step came out right.", "bold green")
-    return 1 if screen.failed else 0
+        return 1
+    screen.say("\nEvery step came out right.", "bold green")
+    return 0
 
 
 def timed(call: Callable[[], T]) -> tuple[T, float]:
@@ -308,10 +287,9 @@ class Demo:
         """Ask the same as another tenant, and of another model."""
         self.screen.say("\nThe same question from elsewhere")
         question = self.first.question
-        other = LLMCache(self.client, namespace=self.name, scope="globex")
-        other_near = SemanticCache(
-            self.client, self.embed, namespace=self.name, scope="globex", max_distance=2
-        )
+        stranger: dict[str, Any] = {"namespace": self.name, "scope": "globex"}
+        other = LLMCache(self.client, **stranger)
+        other_near = SemanticCache(self.client, self.embed, **stranger, max_distance=2)
         for title, call in (
             ("another tenant, exact: a miss", lambda: other.lookup(question, MODEL)),
             ("another tenant, semantic: a miss", lambda: other_near.lookup(question, MODEL)),
@@ -331,11 +309,8 @@ class Demo:
         self.screen.step("documents are embedded", len(vectors) == len(texts), "", seconds)
         positions = range(1, len(passages) + 1)
         ids = [str(position) for position in positions]
-        columns = {
-            "text": texts,
-            "topic": [passage.topic for passage in passages],
-            "position": positions,
-        }
+        topics = [passage.topic for passage in passages]
+        columns = {"text": texts, "topic": topics, "position": positions}
         count, seconds = timed(lambda: self.index.load(ids, vectors, columns))
         indexed = self.index.count()
         self.screen.step("documents are loaded", indexed == len(ids), f"{count} rows", seconds)
@@ -365,12 +340,8 @@ class Demo:
 
     def _store_turns(self, turns: list[Passage]) -> None:
         for passage in turns:
-            self.history.add_many(
-                [
-                    {"role": "user", "content": passage.question},
-                    {"role": "assistant", "content": passage.answer},
-                ]
-            )
+            said = [("user", passage.question), ("assistant", passage.answer)]
+            self.history.add_many([{"role": role, "content": text} for role, text in said])
             self.memory.save({"user": passage.question}, {"assistant": passage.answer})
 
     def one_round_trip(self) -> None:
@@ -379,15 +350,10 @@ class Demo:
         question = self.first.question
         retriever = Retriever(self.index, self.embed, k=4)
         before = sum(seen.count for seen in self.recorder.stats())
-        (hit, messages, documents), seconds = timed(
-            lambda: self.client.gather(
-                [
-                    self.cache.plan.lookup(question, MODEL),
-                    self.history.plan.messages(last=10),
-                    retriever.plan.retrieve(question),
-                ]
-            )
-        )
+        lookup = self.cache.plan.lookup(question, MODEL)
+        recall, search = self.history.plan.messages(last=10), retriever.plan.retrieve(question)
+        found, seconds = timed(lambda: self.client.gather([lookup, recall, search]))
+        hit, messages, documents = found
         trips = sum(seen.count for seen in self.recorder.stats()) - before
         wanted = min(4, len(self.passages))
         right = hit is not None and len(messages) == 6 and len(documents) == wanted

@@ -11,48 +11,6 @@ from __future__ import annotations
 import builtins
 import re
 
-__all__ = [
-    "AskError",
-    "AuthenticationError",
-    "BusyError",
-    "CertificateError",
-    "ClusterDownError",
-    "ConnectError",
-    "ConnectTimeoutError",
-    "ConnectionError",
-    "CrossSlotError",
-    "ExecAbortError",
-    "IndexExistsError",
-    "IndexMismatchError",
-    "IndexNotFoundError",
-    "LoadingError",
-    "MasterDownError",
-    "MaxClientsError",
-    "MisconfiguredError",
-    "MovedError",
-    "NoPermissionError",
-    "NoScriptError",
-    "NotIndexedError",
-    "OutOfMemoryError",
-    "OutcomeUnknownError",
-    "PartialResultError",
-    "PoolTimeoutError",
-    "ProtocolError",
-    "ReadOnlyError",
-    "ReadTimeoutError",
-    "RedisError",
-    "ReplyError",
-    "SearchTimeoutError",
-    "SearchUnavailableError",
-    "TimeoutError",
-    "TryAgainError",
-    "UnexpectedReplyError",
-    "UnsupportedError",
-    "VectorSizeError",
-    "WatchError",
-    "WrongTypeError",
-]
-
 
 class RedisError(Exception):
     """The root of all errors about Redis.
@@ -313,12 +271,14 @@ def reply_error(text: str, command: str = "", address: str = "") -> ReplyError:
     text = _QUOTED.sub(r"\1", text)
     kind = _BY_CODE.get(text.split(" ", 1)[0])
     if kind is None:
-        kind = next(
-            (
-                cls
-                for prefix, pattern, cls in _BY_TEXT
-                if command.startswith(prefix) and pattern.search(text)
-            ),
-            ReplyError,
-        )
+        kind = ReplyError
+        for prefix, pattern, cls in _BY_TEXT:
+            if command.startswith(prefix) and pattern.search(text):
+                kind = cls
+                break
     return kind(text, command=command, address=address)
+
+
+__all__ = [  # pyright: ignore[reportUnsupportedDunderAll]
+    name for name, value in dict(globals()).items() if isinstance(value, type)
+]

@@ -32,18 +32,18 @@ from ..protocol.operation import (
     Pause,
     Request,
     Runnable,
-    members_of,
+    Sent,
     name_of,
-    reading,
     refuse_exec,
     steps_of,
+    transaction,
 )
 from ..protocol.pushes import complain
-from ..protocol.resp import encode, encode_many
+from ..protocol.resp import Portions, encode
 from ..protocol.retry import Retry, refusal, refused_of
 from ..protocol.settings import ConnectionFigures, Sizes, Times
 from ..protocol.vetting import command_name, vet
-from .connection import Connection, connect, left
+from .connection import Connection, Loop, connect, left
 from .pubsub import Subscription
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class AsyncClient(BaseClient, AsyncRunner):
 
     def _reset(self) -> None:
         self._connection: Connection | None = None  # the shared one that was used last
-        self._lanes: dict[asyncio.AbstractEventLoop, _Lane] = {}
+        self._lanes: dict[Loop, _Lane] = {}
         self._live: set[Connection] = set()
         self._created = self._waited = self._generation = 0
         self._wait_time = 0.0
@@ -226,13 +226,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         )
 
     async def _exchange(
-        self,
-        portions: list[tuple[bytes, int]],
-        what: Batch | Sequence[Any],
-        waits: float,
-        limit: float | None,
-        *,
-        idempotent: bool,
+        self, portions: Portions, what: Sent, waits: float, limit: float | None, *, idempotent: bool
     ) -> list[Any]:
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -280,7 +274,7 @@ class AsyncClient(BaseClient, AsyncRunner):
     async def _again(
         self,
         failure: BaseException,
-        what: Batch | Sequence[Any],
+        what: Sent,
         tried: int,
         deadline: float,
         *,
@@ -294,64 +288,38 @@ class AsyncClient(BaseClient, AsyncRunner):
         return True
 
     async def _optimistic(
-        self, read: Callable[[], Op[Any]], watch: tuple[Any, ...], limit: float | None
+        self, read: Callable[[], Op[Any]], keys: tuple[str | bytes, ...], limit: float | None
     ) -> list[Any]:
         limit = self._timeout if limit is None else limit
         deadline = asyncio.get_running_loop().time() + limit
         tried = 0
         while True:
             try:
-                replies, failure = await self._attempt(read, watch, deadline)
+                outcome = await self._attempt(read, keys, deadline)
+                break
             except RedisError as error:
                 tried += 1
-                if not await self._again(error, watch, tried, deadline):
+                if not await self._again(error, ("WATCH",), tried, deadline):
                     raise
-                continue
-            if failure is not None:
-                raise failure
-            return replies
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     async def _attempt(
-        self, read: Callable[[], Op[Any]], watch: tuple[Any, ...], deadline: float
-    ) -> tuple[list[Any], Exception | None]:
-        """Watch, read and execute on one connection; one on which keys stay watched is closed.
-
-        Raises what came before the end, and WatchError: only then nothing was executed. A failure
-        of the end is returned.
-        """
+        self, read: Callable[[], Op[Any]], keys: tuple[str | bytes, ...], deadline: float
+    ) -> list[Any] | Exception:
+        """Try a transaction on one connection; one on which keys stay watched is closed."""
         loop = asyncio.get_running_loop()
         connection = await self._borrow(loop, deadline)
         leased = _Leased(self, connection, deadline)
-        pending = len(watch) > 1
         try:
-            if pending:
-                Command(watch).result(await connection.request(encode_many([watch]), deadline))
-            members = members_of(await leased.run(reading(read())))
-            leased.reads = False
-            try:
-                replies = await leased.transaction(members)
-            except errors.WatchError:
-                pending = False
-                raise
-            except errors.ConnectError:
-                raise
-            except Exception as error:  # noqa: BLE001 - raised by who must not begin anew
-                return [], error
-            if pending and not members:
-                await connection.request(encode_many([("UNWATCH",)]), deadline)
-            pending = False
+            return await leased.run(transaction(leased, read, keys))
         finally:
-            if pending:
+            if leased.pending:
                 connection.close("abandoned")
             self._give_back(loop, connection)
-        return replies, None
 
-    async def _exchange_alone(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        portions: list[tuple[bytes, int]],
-        deadline: float,
-    ) -> list[Any]:
+    async def _exchange_alone(self, loop: Loop, portions: Portions, deadline: float) -> list[Any]:
         connection = await self._borrow(loop, deadline)
         try:
             return await connection.request(portions, deadline)
@@ -361,7 +329,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         finally:
             self._give_back(loop, connection)
 
-    async def _borrow(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
+    async def _borrow(self, loop: Loop, deadline: float) -> Connection:
         """Return a connection that nobody shares; it must be given back."""
         lane = self._lane(loop)
         if lane.taken < self._settings.max_connections:
@@ -381,9 +349,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         connection.lent = True
         return connection
 
-    async def _wait_for_place(
-        self, lane: _Lane, loop: asyncio.AbstractEventLoop, deadline: float
-    ) -> None:
+    async def _wait_for_place(self, lane: _Lane, loop: Loop, deadline: float) -> None:
         began = loop.time()
         waiter: asyncio.Future[None] = loop.create_future()
         lane.waiters.append(waiter)
@@ -402,7 +368,7 @@ class AsyncClient(BaseClient, AsyncRunner):
             most, address = self._settings.max_connections, str(self._settings.address)
             raise errors.PoolTimeoutError(f"all {most} connections are in use", address=address)
 
-    def _give_back(self, loop: asyncio.AbstractEventLoop, connection: Connection) -> None:
+    def _give_back(self, loop: Loop, connection: Connection) -> None:
         lane = self._lane(loop)
         connection.lent = False
         if connection.usable and connection.idle and not self._closed:
@@ -447,7 +413,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         connection.close("idle_timeout")
         return True
 
-    def _lane(self, loop: asyncio.AbstractEventLoop) -> _Lane:
+    def _lane(self, loop: Loop) -> _Lane:
         lane = self._lanes.get(loop)
         if lane is None:
             for other in [other for other in list(self._lanes) if other.is_closed()]:
@@ -457,7 +423,7 @@ class AsyncClient(BaseClient, AsyncRunner):
             lane = self._lanes[loop] = _Lane()
         return lane
 
-    async def _reconnect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> Connection:
+    async def _reconnect(self, loop: Loop, deadline: float) -> Connection:
         """Return this loop's connection, made by one attempt that all waiting tasks share."""
         self._check_open()
         lane = self._lane(loop)
@@ -504,16 +470,10 @@ class _Leased(AsyncClient):
         vars(self).update(vars(owner), _connection=connection, _retry=Retry(attempts=1))
         self._ages = False
         self._until = deadline
-        self.reads = True
+        self.reads, self.pending = True, False
 
     async def _exchange(
-        self,
-        portions: list[tuple[bytes, int]],
-        what: Batch | Sequence[Any],
-        waits: float,
-        limit: float | None,
-        *,
-        idempotent: bool,
+        self, portions: Portions, what: Sent, waits: float, limit: float | None, *, idempotent: bool
     ) -> list[Any]:
         if self.reads:
             refuse_exec(what)

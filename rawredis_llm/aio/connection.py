@@ -18,18 +18,18 @@ import inspect
 import math
 import os
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Coroutine
+from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 
 from .. import errors
 from ..errors import RedisError, ReplyError
 from ..protocol.handshake import Login, as_login, failure_of, greet, without_frames
-from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Push, encode_many, prove, sealed
+from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Portions, Push, encode_many, prove, sealed
 from ..protocol.settings import Settings
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
+Loop: TypeAlias = asyncio.AbstractEventLoop
 
 LONGEST_SILENCE: Final = 20.0  # seconds; stands for a client's time limit where it has none
 
@@ -80,7 +80,7 @@ class Connection(asyncio.Protocol):
     (`ended` says why). A `listener` is given every frame that comes, and the error at the end.
     """
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: Settings, loop: Loop) -> None:
         self.loop = loop
         self._process = os.getpid()
         self.usable = True
@@ -105,9 +105,7 @@ class Connection(asyncio.Protocol):
         self._wake = math.inf
         self._heard = loop.time()
 
-    def request(
-        self, portions: Sequence[tuple[bytes, int]], deadline: float
-    ) -> asyncio.Future[list[Any]]:
+    def request(self, portions: Portions, deadline: float) -> asyncio.Future[list[Any]]:
         """Send commands; the future's result is the list of their replies, errors in their slots.
 
         A portion is bytes and the number of commands in them. A future that is cancelled leaves its
@@ -336,11 +334,11 @@ class Connection(asyncio.Protocol):
         if self._greeted and self._settings.observer is not None:
             self._settings.observer.connection("closed")
 
-    def belongs_to(self, loop: asyncio.AbstractEventLoop) -> bool:
+    def belongs_to(self, loop: Loop) -> bool:
         """Whether this is the event loop, and the process, that it was made in."""
         return self.loop is loop and self._process == os.getpid()
 
-    def end(self, here: asyncio.AbstractEventLoop) -> None:
+    def end(self, here: Loop) -> None:
         """Close from wherever one is; a loop that runs elsewhere closes its own connections."""
         if self.loop.is_closed() or self._process != os.getpid():
             self.abandon()
@@ -395,7 +393,7 @@ async def connect(settings: Settings, deadline: float = math.inf) -> Connection:
     return connection
 
 
-def left(loop: asyncio.AbstractEventLoop, deadline: float) -> float | None:
+def left(loop: Loop, deadline: float) -> float | None:
     """Return the seconds until a deadline, as asyncio takes them."""
     return None if deadline == math.inf else max(deadline - loop.time(), 0)
 
@@ -410,7 +408,7 @@ async def _greet(settings: Settings, connection: Connection, login: Login, deadl
         return
 
 
-async def _login(settings: Settings, loop: asyncio.AbstractEventLoop, deadline: float) -> Login:
+async def _login(settings: Settings, loop: Loop, deadline: float) -> Login:
     """Return the credentials; the caller's own function is asked for each connection anew."""
     if settings.credentials is None:
         return as_login(settings, None)
@@ -425,9 +423,7 @@ class _LateError(TimeoutError):
     """The deadline passed: ours, not one of what we waited for."""
 
 
-async def _within(
-    loop: asyncio.AbstractEventLoop, waiting: Coroutine[Any, Any, T], deadline: float
-) -> T:
+async def _within(loop: Loop, waiting: Coroutine[Any, Any, T], deadline: float) -> T:
     """Return what a coroutine does, or raise _LateError at the deadline.
 
     Not wait_for(), which before Python 3.12 loses a cancellation that comes with the result.

@@ -15,7 +15,7 @@ from ..errors import ReadTimeoutError, RedisError, ReplyError
 from ..protocol.pubsub import ChannelMessage, Subscriber
 from ..protocol.resp import encode_many
 from ..protocol.settings import Settings, seconds
-from .connection import Connection, connect, left
+from .connection import Connection, Loop, connect, left
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -128,7 +128,7 @@ class Subscription:
         if self._connection is None:
             await self._connect(loop, deadline)  # it asks for all that is wanted
 
-    async def _read(self, loop: asyncio.AbstractEventLoop, limit: float) -> None:
+    async def _read(self, loop: Loop, limit: float) -> None:
         """Wait for frames until the limit, or until it is time to look after the server."""
         subscriber = self._subscriber
         connection = self._here(loop)
@@ -146,7 +146,7 @@ class Subscription:
             self._drop(connection)
             raise
 
-    def _here(self, loop: asyncio.AbstractEventLoop) -> Connection | None:
+    def _here(self, loop: Loop) -> Connection | None:
         """Return the connection, unless it belongs to another event loop."""
         if self._closed:
             raise RuntimeError("the subscription is closed")
@@ -157,7 +157,7 @@ class Subscription:
             self._connection, self._lost = None, True
         return self._connection
 
-    async def _connect(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+    async def _connect(self, loop: Loop, deadline: float) -> None:
         """Connect and subscribe to all that is wanted, as often as the time allows."""
         tried = 0
         while True:
@@ -188,13 +188,13 @@ class Subscription:
                 self._connection, self._lost = connection, False
                 return
 
-    async def _confirm(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+    async def _confirm(self, loop: Loop, deadline: float) -> None:
         while self._subscriber.owed:
             await self._take(loop, deadline)
             if self._subscriber.owed and loop.time() >= deadline:
                 raise ReadTimeoutError("no answer in time", address=str(self._settings.address))
 
-    async def _take(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+    async def _take(self, loop: Loop, deadline: float) -> None:
         """Wait until something came or the deadline passed, and take what is there."""
         if not self._frames:
             self._arrived = loop.create_future()

@@ -79,14 +79,16 @@ class Transfer(Migration[C_co]):
         """
         whole_number("batch_size", batch_size)
         vectors: Any = yield from Call(_opened, path)
-        lines = _documents(Path(path), vectors)
+        lines = _documents(Path(path), vectors, self)
         writing = Writing()
         try:
             while True:
                 found: list[Any] = yield from Call(lambda: list(islice(lines, batch_size)))
                 if not found:
                     return writing.result([], raise_errors=True)
-                ids, rows, fields, px = (list(column) for column in zip(*found, strict=True))
+                # The last one, where a document came twice: it was written meanwhile.
+                last = {one[0]: one for one in found}.values()
+                ids, rows, fields, px = (list(column) for column in zip(*last, strict=True))
                 part = self._encoder.checked(ids, np.asarray(rows), fields, px, raw=True)
                 yield from self._write(writing, part)
                 if progress is not None:
@@ -125,6 +127,8 @@ class _Files:
                 line["vector"] = self._rows
                 self._vectors.write(np.ascontiguousarray(row.vector, self._dtype).tobytes())
                 self._rows += 1
+            if ttl == _GONE:
+                continue
             if ttl > 0:
                 line["ttl"] = ttl
             self._lines.write(to_json("fields", line).encode() + b"\n")
@@ -153,18 +157,32 @@ def _opened(path: str | os.PathLike[str]) -> Any:
     return np.load(beside, mmap_mode="r", allow_pickle=False)
 
 
-def _documents(path: Path, vectors: Any) -> Generator[tuple[Any, ...], None, None]:
+def _documents(path: Path, vectors: Any, index: Transfer[Any]) -> Generator[tuple[Any, ...]]:
     """Yield id, vector, fields and milliseconds to live of each document."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
-                document = json.loads(line)
-                fields = {name: _read(value) for name, value in document["fields"].items()}
-                if document["vector"] is None:
-                    raise ValueError("a document without a vector")
-                yield document["id"], vectors[document["vector"]], fields, document["ttl"]
-            except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+                yield _document(json.loads(line), vectors, index)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise ValueError(f"{path.name}, line {number}: {error!r}") from None
+
+
+def _document(line: dict[str, Any], vectors: Any, index: Transfer[Any]) -> tuple[Any, ...]:
+    """Return what a line holds; raise for what no export wrote."""
+    name, row, ttl, fields = line["id"], line["vector"], line["ttl"], line["fields"]
+    index._encoder.ids([name if isinstance(name, str) else ""])
+    if type(row) is not int or not 0 <= row < len(vectors):
+        raise ValueError("a document without a vector")
+    if ttl is not None and (type(ttl) is not int or ttl <= 0):
+        raise ValueError(f"ttl is {ttl!r}")
+    if index.schema.vector.name in fields:
+        raise ValueError("a vector among the fields")
+    if not index.schema.json:
+        fields = {key: _read(value) for key, value in fields.items()}
+    return name, vectors[row], dict(fields), ttl
+
+
+_GONE = -2  # what PTTL says of a key that is not there
 
 
 def _written(value: Any) -> Any:
@@ -174,6 +192,10 @@ def _written(value: Any) -> Any:
 
 
 def _read(value: Any) -> Any:
+    """Return a hash's value: text, a number, bytes, or a place."""
     if isinstance(value, dict) and value.keys() == {"base64"}:
         return base64.b64decode(value["base64"], validate=True)
+    place = isinstance(value, list) and len(value) == 2 and set(map(type, value)) <= {int, float}
+    if type(value) not in (str, int, float) and not place:
+        raise TypeError(f"a field holds {value!r}")
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import defaultdict
 from dataclasses import dataclass
 
 from ..protocol.settings import Sizes, Times
@@ -40,15 +41,13 @@ class Recorder:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal handler may call, too
-        self._commands: dict[str, _Seen] = {}
+        self._commands: defaultdict[str, _Seen] = defaultdict(_Seen)
         self.connections: dict[str, int] = {"opened": 0, "closed": 0}
 
     def command(self, name: str, times: Times, sizes: Sizes, error: BaseException | None) -> None:
         """Take note of one exchange (called by the client)."""
         with self._lock:
-            seen = self._commands.get(name)
-            if seen is None:
-                seen = self._commands[name] = _Seen()
+            seen = self._commands[name]
             start, end = times
             sent, received = sizes
             seen.times.record(end - start)

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from .recorder import Recorder
 
-__all__ = ["HEADINGS", "rows", "table", "text_table"]
+__all__ = ["table", "text_table"]
 
 HEADINGS = ("command", "count", "errors", "p50 us", "p99 us", "bytes out", "bytes in")
 
 
-def rows(recorder: Recorder) -> list[tuple[str, ...]]:
-    """Return one row of texts for each command; times in microseconds."""
-    return [
+def table(recorder: Recorder) -> str:
+    """Return the commands as a plain table: count, errors, p50 and p99 in us, bytes out and in."""
+    rows = [
         (
             seen.name,
             f"{seen.count:,}",
@@ -25,11 +25,7 @@ def rows(recorder: Recorder) -> list[tuple[str, ...]]:
         )
         for seen in recorder.stats()
     ]
-
-
-def table(recorder: Recorder) -> str:
-    """Return the commands as a plain table: count, errors, p50 and p99 in us, bytes out and in."""
-    return text_table(HEADINGS, rows(recorder))
+    return text_table(HEADINGS, rows)
 
 
 def text_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -5,8 +5,8 @@ Must not import sockets or ssl; an address is only words and numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from dataclasses import dataclass, field, replace
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 
 class Secret:
@@ -52,21 +52,9 @@ class Address:
         return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
 
 
-OPTIONS = (
-    "client_name",
-    "connect_timeout",
-    "db",
-    "idle_timeout",
-    "integrity",
-    "keepalive",
-    "max_connections",
-    "protocol",
-    "timeout",
-    "tls_ca_cert_file",
-    "tls_cert_file",
-    "tls_key_file",
-    "tls_verify",
-)
+NUMBERS = ("connect_timeout", "idle_timeout", "keepalive", "max_connections", "protocol", "timeout")
+_TLS = ("tls_ca_cert_file", "tls_cert_file", "tls_key_file", "tls_verify")
+OPTIONS = sorted((*NUMBERS, *_TLS, "client_name", "db", "integrity"))
 """What may stand in a URL's query: `db`, files for TLS as the server's own configuration names them
 (`tls_verify=none` trusts any server), and the client's parameters of the same name."""
 
@@ -101,26 +89,17 @@ def parse_url(url: str) -> Address:
     password = Secret(unquote(parts.password)) if parts.password is not None else None
     username = unquote(parts.username) or None if parts.username is not None else None
     rest = tuple((name, value) for name, value in options.items() if name != "db")
+    who = Address(username=username, password=password, options=rest)
     if parts.scheme == "unix":
         if parts.hostname or port is not None or not parts.path.startswith("/"):
             raise ValueError("url: a unix socket is written unix:///absolute/path.sock")
-        return Address(
-            host="",
-            port=0,
-            path=unquote(parts.path),
-            db=_database(options.get("db", "0")),
-            username=username,
-            password=password,
-            options=rest,
-        )
-    return Address(
+        return replace(who, host="", port=0, path=unquote(parts.path), db=_database("", options))
+    return replace(
+        who,
         host=parts.hostname or "localhost",
         port=6379 if port is None else port,
         tls=parts.scheme == "rediss",
-        db=_database(_database_text(parts, options)),
-        username=username,
-        password=password,
-        options=rest,
+        db=_database(parts.path.strip("/"), options),
     )
 
 
@@ -139,14 +118,10 @@ def _options(query: str) -> dict[str, str]:
     return options
 
 
-def _database_text(parts: SplitResult, options: dict[str, str]) -> str:
-    path = parts.path.strip("/")
+def _database(path: str, options: dict[str, str]) -> int:
     if path and "db" in options:
         raise ValueError("url: the database is given both in the path and as an option")
-    return path or options.get("db", "0")
-
-
-def _database(text: str) -> int:
+    text = path or options.get("db", "0")
     if not (text.isascii() and text.isdigit()):
         raise ValueError(f"url: database must be a number, not {text!r}")
     return int(text)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar, overload
 
-from . import commands as protocol
+from .commands import page, pairs, scan, scored
 from .handshake import ServerInfo, server_info
 from .operation import (
     AsyncRunner,
@@ -23,7 +23,6 @@ from .operation import (
     Runner,
     members_of,
     together,
-    watching,
 )
 from .retry import Retry
 from .settings import Observer, make_settings, seconds
@@ -217,7 +216,9 @@ class BaseClient:
         """
         limit = None if timeout is None else seconds("timeout", timeout)
         if callable(commands):
-            return self._optimistic(commands, watching(watch), limit)
+            if isinstance(watch, (str, bytes)):
+                raise TypeError("watch is a list of keys, not one text")
+            return self._optimistic(commands, tuple(watch), limit)
         if watch:
             raise TypeError("watch: commands must be a function that reads and returns them")
         return self._batch(Batch(members_of(commands), atomic=True), limit)
@@ -235,28 +236,28 @@ class BaseClient:
         `count` is how many the server looks at for one page (its default: 10); `of_type` is
         `string`, `hash`, ... A key may come twice; one that was there all the time comes.
         """
-        return self._pages(lambda cursor: protocol.scan(cursor, match, count, of_type))
+        return self._pages(lambda cursor: scan(cursor, match, count, of_type))
 
     @iterated
     def hscan(
         self, key: str | bytes, match: str | bytes | None = None, *, count: int | None = None
     ) -> Iterator[tuple[bytes, bytes]]:
         """Iterate over a hash's fields and values, as `scan` does over keys."""
-        return self._pages(lambda cursor: protocol.hscan(key, cursor, match, count))
+        return self._pages(lambda cursor: page(("HSCAN", key, cursor), pairs, match, count))
 
     @iterated
     def sscan(
         self, key: str | bytes, match: str | bytes | None = None, *, count: int | None = None
     ) -> Iterator[bytes]:
         """Iterate over a set's members, as `scan` does over keys."""
-        return self._pages(lambda cursor: protocol.sscan(key, cursor, match, count))
+        return self._pages(lambda cursor: page(("SSCAN", key, cursor), list, match, count))
 
     @iterated
     def zscan(
         self, key: str | bytes, match: str | bytes | None = None, *, count: int | None = None
     ) -> Iterator[tuple[bytes, float]]:
         """Iterate over a sorted set's members and scores, as `scan` does over keys."""
-        return self._pages(lambda cursor: protocol.zscan(key, cursor, match, count))
+        return self._pages(lambda cursor: page(("ZSCAN", key, cursor), scored, match, count))
 
     @iterated
     def pages(

@@ -7,10 +7,12 @@ else. Must not import another ring.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import UnexpectedReplyError
 from .operation import Command
+
+T = TypeVar("T")
 
 
 def as_mapping(reply: Any) -> dict[Any, Any]:
@@ -73,45 +75,27 @@ def scan(
     of_type: str | None = None,
 ) -> Command[tuple[bytes, list[bytes]]]:
     """Return the next cursor (b"0" at the end) and a page of keys; a key may come twice."""
-    return _page(("SCAN", cursor), match, count, of_type, list)
+    return page(("SCAN", cursor), list, match, count, of_type)
 
 
-def hscan(
-    key: str | bytes, cursor: bytes | int, match: str | bytes | None, count: int | None
-) -> Command[tuple[bytes, list[tuple[bytes, bytes]]]]:
-    """Return the next cursor and a page of a hash's fields with their values."""
-    return _page(("HSCAN", key, cursor), match, count, None, _pairs)
-
-
-def sscan(
-    key: str | bytes, cursor: bytes | int, match: str | bytes | None, count: int | None
-) -> Command[tuple[bytes, list[bytes]]]:
-    """Return the next cursor and a page of a set's members."""
-    return _page(("SSCAN", key, cursor), match, count, None, list)
-
-
-def zscan(
-    key: str | bytes, cursor: bytes | int, match: str | bytes | None, count: int | None
-) -> Command[tuple[bytes, list[tuple[bytes, float]]]]:
-    """Return the next cursor and a page of a sorted set's members with their scores."""
-    return _page(("ZSCAN", key, cursor), match, count, None, _scored)
-
-
-def _page(
+def page(
     head: tuple[Any, ...],
+    decode: Callable[[list[Any]], list[T]],
     match: str | bytes | None,
     count: int | None,
-    of_type: str | None,
-    decode: Callable[[list[Any]], list[Any]],
-) -> Command[tuple[bytes, list[Any]]]:
+    of_type: str | None = None,
+) -> Command[tuple[bytes, list[T]]]:
+    """Return the next cursor and a page of SCAN or its kin; `decode` makes it of a flat list."""
     options = {"MATCH": match, "COUNT": count, "TYPE": of_type}
     given = [part for pair in options.items() if pair[1] is not None for part in pair]
     return Command((*head, *given), lambda reply: (reply[0], decode(reply[1])))
 
 
-def _pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
+def pairs(flat: list[Any]) -> list[tuple[Any, Any]]:
+    """Return a page of fields and values, or of members and scores."""
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
-def _scored(flat: list[Any]) -> list[tuple[Any, float]]:
-    return [(member, float(score)) for member, score in _pairs(flat)]
+def scored(flat: list[Any]) -> list[tuple[Any, float]]:
+    """Return a page of a sorted set's members with their scores."""
+    return [(member, float(score)) for member, score in pairs(flat)]

@@ -62,18 +62,12 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
     tail: Commands = [("CLIENT", "SETINFO", "LIB-NAME", "rawredis_llm")]
     tail += [("CLIENT", "SETINFO", "LIB-VER", __version__)]
     tail += [("SELECT", settings.address.db)] if settings.address.db else []
+    hello = ("HELLO", settings.protocol)
     if login.password is None:
-        replies = yield [("HELLO", settings.protocol, *name), *tail]
+        replies = yield [(*hello, *name), *tail]
     else:
-        replies = yield [
-            ("HELLO", settings.protocol, "AUTH", user, login.password.reveal(), *name),
-            *tail,
-        ]
-    if isinstance(replies[0], ReplyError) and not isinstance(
-        replies[0], errors.AuthenticationError
-    ):
-        if not _lacks_hello(replies[0]):
-            raise replies[0]
+        replies = yield [(*hello, "AUTH", user, login.password.reveal(), *name), *tail]
+    if isinstance(replies[0], ReplyError) and _lacks_hello(replies[0]):
         tail = [("CLIENT", *name), *tail] if name else tail
         if login.password is None:
             replies = yield [("PING",), *tail]
@@ -108,18 +102,17 @@ def failure_of(error: Exception, refusals: list[ReplyError], address: str) -> Re
     for refusal in refusals:
         if isinstance(refusal, errors.MaxClientsError) or refusal.code == "DENIED":
             return refusal
-    kind: type[errors.ConnectError] = errors.ConnectError
     text = getattr(error, "strerror", None) or str(error)
+    if type(error).__name__ == "SSLCertVerificationError":  # without importing ssl
+        return errors.CertificateError(text, address=address)
     if isinstance(error, TimeoutError):
-        kind, text = errors.ConnectTimeoutError, "no connection in time"
-    elif isinstance(error, RedisError):
-        text = error.message
-    elif type(error).__name__ == "SSLCertVerificationError":  # without importing ssl
-        kind = errors.CertificateError
-    failure = kind(text, address=address)
-    if kind is not errors.CertificateError and not isinstance(
-        error, (ConnectionRefusedError, FileNotFoundError)
-    ):
+        failure: errors.ConnectError = errors.ConnectTimeoutError(
+            "no connection in time", address=address
+        )
+    else:
+        text = error.message if isinstance(error, RedisError) else text
+        failure = errors.ConnectError(text, address=address)
+    if not isinstance(error, (ConnectionRefusedError, FileNotFoundError)):
         failure.hint = "Is it a Redis, and is it rediss:// (TLS) there or redis://?"
     return failure
 
@@ -153,9 +146,7 @@ def server_info() -> Op[ServerInfo]:
         [
             Command(("HELLO",), as_mapping),
             Command(("INFO", "server")),
-            Command(("COMMAND", "INFO", "FT.SEARCH")),
-            Command(("COMMAND", "INFO", "FT.HYBRID")),
-            Command(("COMMAND", "INFO", "JSON.SET")),
+            *(("COMMAND", "INFO", name) for name in ("FT.SEARCH", "FT.HYBRID", "JSON.SET")),
         ],
         raise_errors=False,
     )

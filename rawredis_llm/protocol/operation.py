@@ -33,10 +33,12 @@ import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, overload
 
 from ..errors import (
+    ConnectError,
     ExecAbortError,
     ProtocolError,
     RedisError,
@@ -44,46 +46,36 @@ from ..errors import (
     WatchError,
     reply_error,
 )
-from .resp import encode_many
+from .resp import Portions, encode_many
 from .vetting import HARMLESS, NAMES, command_name, vet
 
 if TYPE_CHECKING:
     from typing_extensions import Self, TypeVar
 
-    T = TypeVar("T")
     T_co = TypeVar("T_co", covariant=True, default=Any)
-    C_co = TypeVar("C_co", covariant=True, bound="Runner | AsyncRunner | Plan")
 else:
     from typing import TypeVar
 
-    T = TypeVar("T")
     T_co = TypeVar("T_co", covariant=True)
-    C_co = TypeVar("C_co", covariant=True)
 
 P = ParamSpec("P")
+T = TypeVar("T")
+C_co = TypeVar("C_co", covariant=True, bound="Runner | AsyncRunner | Plan")
 
-__all__ = [
-    "PLAN",
-    "AsyncRunner",
-    "Batch",
-    "Bound",
-    "Call",
-    "Command",
-    "Embed",
-    "Now",
-    "Op",
-    "Pause",
-    "Plan",
-    "Request",
-    "Runnable",
-    "Runner",
-    "operation",
-    "together",
-    "watched",
-]
+__all__ = ["Batch", "Command", "Plan"]
 
 
-class Command(Generic[T_co]):
+class _Asking(Generic[T_co]):
+    """What an op yields, and in an op `yield from` gives the result of."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Generator[Request, Any, T_co]:
+        result: T_co = yield self  # type: ignore[misc]  # every kind of it is a Request
+        return result
+
+
+class Command(_Asking[T_co]):
     """One command: `args` as they are sent, and `decode`, which makes a value of the reply.
 
     Without `decode` the reply is the value. A server's error raises before `decode` is called.
@@ -96,10 +88,6 @@ class Command(Generic[T_co]):
     def __init__(self, args: Sequence[Any], decode: Callable[[Any], T_co] | None = None) -> None:
         self.args = args if type(args) is tuple else _arguments(args)
         self.decode = decode
-
-    def __iter__(self) -> Generator[Request, Any, T_co]:
-        value: T_co = yield self
-        return value
 
     def __repr__(self) -> str:
         return f"<Command {self.name}>"
@@ -122,7 +110,10 @@ class Command(Generic[T_co]):
         return value
 
 
-class Batch:
+Member: TypeAlias = "Command[Any] | Batch | tuple[Any, ...]"
+
+
+class Batch(_Asking[list[Any]]):
     """Commands (and batches) that leave in one write; its value is the list of theirs.
 
     `atomic` wraps them in MULTI and EXEC. With `raise_errors` the first error is raised once all
@@ -130,15 +121,11 @@ class Batch:
     """
 
     __slots__ = ("_kinds", "atomic", "executes", "members", "raise_errors", "waits", "width")
-    members: tuple[Command[Any] | Batch | tuple[Any, ...], ...]
+    members: tuple[Member, ...]
     width: int
 
     def __init__(
-        self,
-        members: Iterable[Command[Any] | Batch | tuple[Any, ...]],
-        *,
-        atomic: bool = False,
-        raise_errors: bool = True,
+        self, members: Iterable[Member], *, atomic: bool = False, raise_errors: bool = True
     ) -> None:
         self.members = tuple(members)
         self.atomic = atomic
@@ -151,10 +138,6 @@ class Batch:
             width += sum(member.width - 1 for member in self.members if isinstance(member, Batch))
         self.width = width + 2 if atomic and width else width
 
-    def __iter__(self) -> Generator[Request, Any, list[Any]]:
-        values: list[Any] = yield self
-        return values
-
     @property
     def name(self) -> str:
         """The names of its commands, each once, in order: `GET+HSET`."""
@@ -163,7 +146,7 @@ class Batch:
             names += name_of(member).split("+") if isinstance(member, Batch) else [name_of(member)]
         return "+".join(dict.fromkeys(names))
 
-    def encode(self) -> list[tuple[bytes, int]]:
+    def encode(self) -> Portions:
         """Return the bytes to send, in portions, all of them made before the first is sent."""
         return encode_many(self._commands(set()), first=-1 if self.atomic else 0)
 
@@ -253,12 +236,12 @@ class Ready(Batch):
     `commands` makes the same commands anew, for who must see them one by one.
     """
 
-    __slots__ = ("_portions", "commands", "names")
+    __slots__ = ("_portions", "commands", "name")
 
     def __init__(
         self,
-        portions: list[tuple[bytes, int]],
-        names: str,
+        portions: Portions,
+        name: str,
         commands: Callable[[], Iterable[tuple[Any, ...]]],
         *,
         raise_errors: bool = True,
@@ -266,7 +249,7 @@ class Ready(Batch):
         self._portions = portions
         self._kinds = {tuple}
         self.commands = commands
-        self.names = names
+        self.name = name  # type: ignore[misc]  # here it is no property
         self.atomic = self.executes = False
         self.raise_errors = raise_errors
         self.waits = 0.0
@@ -277,39 +260,24 @@ class Ready(Batch):
         """The commands."""
         return tuple(self.commands())
 
-    @property
-    def name(self) -> str:
-        """The names of its commands, each once, in order."""
-        return self.names
-
-    def encode(self) -> list[tuple[bytes, int]]:
+    def encode(self) -> Portions:
         """Return the portions."""
         return self._portions
 
 
-class Embed:
+@dataclass(eq=False, repr=False, slots=True)
+class Embed(_Asking[Any]):
     """Ask the runner to embed texts: by `call`, or in asyncio by `acall` where there is one.
 
     An `AsyncClient` runs a plain `call` in a thread, so that a model does not stop the event loop.
     """
 
-    __slots__ = ("acall", "call", "texts")
-
-    def __init__(
-        self,
-        texts: list[str],
-        call: Callable[[list[str]], Any] | None,
-        acall: Callable[[list[str]], Awaitable[Any]] | None = None,
-    ) -> None:
-        self.texts = texts
-        self.call = call
-        self.acall = acall
-
-    def __iter__(self) -> Generator[Request, Any, Any]:  # noqa: PYI058 - it is sent the vectors
-        return (yield self)
+    texts: list[str]
+    call: Callable[[list[str]], Any] | None
+    acall: Callable[[list[str]], Awaitable[Any]] | None = None
 
 
-class Call:
+class Call(_Asking[Any]):
     """Ask the runner to call a function that may block, such as a write to a file.
 
     An `AsyncClient` runs it in a thread.
@@ -321,11 +289,8 @@ class Call:
         self.function = function
         self.args = args
 
-    def __iter__(self) -> Generator[Request, Any, Any]:  # noqa: PYI058 - it is sent the result
-        return (yield self)
 
-
-class Pause:
+class Pause(_Asking[None]):
     """Ask the runner to wait for some seconds."""
 
     __slots__ = ("seconds",)
@@ -333,20 +298,14 @@ class Pause:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
 
-    def __iter__(self) -> Generator[Request, Any, None]:  # noqa: PYI058 - as its kind
-        yield self
 
-
-class Now:
+class Now(_Asking[float]):
     """Ask the runner for the time, in seconds since the epoch."""
 
     __slots__ = ()
 
-    def __iter__(self) -> Generator[Request, Any, float]:
-        now: float = yield self
-        return now
 
-
+Sent: TypeAlias = "Batch | Sequence[Any]"  # a batch, or the arguments of a command
 Request: TypeAlias = "Command[Any] | Batch | Embed | Call | Pause | Now"
 Op: TypeAlias = Generator[Request, Any, T]
 Runnable: TypeAlias = "Command[T] | Op[T]"
@@ -466,14 +425,42 @@ def reading(op: Any) -> Any:
     )
 
 
-def watching(keys: Sequence[str | bytes]) -> tuple[Any, ...]:
-    """Return the arguments that watch keys; raise TypeError for text, which is one key."""
-    if isinstance(keys, (str, bytes)):
-        raise TypeError("watch is a list of keys, not one text")
-    return ("WATCH", *keys)
+def _stateful(*args: Any) -> Batch:
+    """Return what sends a command that is refused but to who has the connection alone."""
+    batch = Ready(encode_many([args]), args[0], lambda: [args])
+    batch.raise_errors = True
+    return batch
 
 
-def refuse_exec(what: Batch | Sequence[Any]) -> None:
+def transaction(
+    leased: Any, read: Callable[[], Any], keys: tuple[Any, ...]
+) -> Op[list[Any] | Exception]:
+    """Watch, read and execute: one attempt of a transaction, on a client of one connection.
+
+    Raises what came before the end, and WatchError: only then nothing was executed. A failure of
+    the end is returned. `leased.pending` tells whether keys stay watched.
+    """
+    leased.pending = bool(keys)
+    if keys:
+        yield from _stateful("WATCH", *keys)
+    members = members_of((yield from reading(read())))
+    leased.reads = False
+    try:
+        replies = yield from Batch(members, atomic=True)
+    except WatchError:
+        leased.pending = False
+        raise
+    except ConnectError:
+        raise
+    except Exception as error:  # noqa: BLE001 - raised by who must not begin anew
+        return error
+    if keys and not members:
+        yield from _stateful("UNWATCH")
+    leased.pending = False
+    return replies
+
+
+def refuse_exec(what: Sent) -> None:
     """Raise ValueError for a transaction among what reads watched keys: it would end the watch."""
     if isinstance(what, Batch) and what.executes:
         raise ValueError("a transaction among the reads ends the watch: return its commands")

@@ -32,13 +32,14 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import hiredis
 
 from ..errors import ProtocolError, RedisError, ReplyError, reply_error
 
 Push = hiredis.PushNotification
+Portions: TypeAlias = list[tuple[bytes, int]]  # of a pipeline: bytes, and how many commands
 
 READ_ERRORS: Final = (RedisError, OSError, TypeError, MemoryError)
 """What sockets, the decoder and hiredis raise. Any other exception comes from elsewhere, such as a
@@ -71,13 +72,13 @@ def encode(args: Sequence[Any]) -> bytes:
     return b"".join(pieces)
 
 
-def encode_many(commands: Iterable[Sequence[Any]], first: int = 0) -> list[tuple[bytes, int]]:
+def encode_many(commands: Iterable[Sequence[Any]], first: int = 0) -> Portions:
     """Return requests in portions of about 1 MiB, each with its number of commands.
 
     All are encoded, or none: raises as `encode` does, naming the command by its number, of which
     `first` is the first one's.
     """
-    portions: list[tuple[bytes, int]] = []
+    portions: Portions = []
     pieces: list[Any] = []
     count = large = 0
     try:
@@ -96,7 +97,7 @@ def encode_many(commands: Iterable[Sequence[Any]], first: int = 0) -> list[tuple
     return portions
 
 
-def sealed(portions: Sequence[tuple[bytes, int]]) -> tuple[list[tuple[bytes, int]], bytes]:
+def sealed(portions: Portions) -> tuple[Portions, bytes]:
     """Return portions that end in an ECHO of a fresh nonce, and the nonce."""
     nonce = os.urandom(12).hex().encode()
     *head, (data, width) = portions

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from .. import errors
 from ..errors import RedisError, ReplyError
-from .operation import Batch, Command
+from .operation import Batch, Command, Sent
 from .vetting import command_name
 
 __all__ = ["Retry", "refusal"]
@@ -81,24 +81,18 @@ class Retry:
         return self if self.attempts == 1 else replace(self, attempts=sys.maxsize)
 
     def pause(
-        self, failure: BaseException, what: Batch | Sequence[Any], tried: int, *, idempotent: bool
+        self, failure: BaseException, what: Sent, tried: int, *, idempotent: bool
     ) -> float | None:
         """Return how long to wait before the next try, in seconds, or None if there is none."""
-        if not isinstance(failure, PASSING):
-            unsent = isinstance(failure, errors.ConnectError) and not isinstance(
-                failure, errors.CertificateError
-            )
-            if not (
-                unsent
-                or isinstance(
-                    failure, errors.ReadOnlyError
-                )  # refused here; the primary is elsewhere
-                or (
-                    isinstance(failure, errors.OutcomeUnknownError) and (idempotent or _reads(what))
-                )
-            ):
-                return None
-        if tried >= self.attempts and (self.attempts == 1 or not isinstance(failure, PASSING)):
+        passes = isinstance(failure, PASSING)
+        if tried >= self.attempts and (self.attempts == 1 or not passes):
+            return None
+        if isinstance(failure, errors.OutcomeUnknownError):
+            again = idempotent or _reads(what)
+        else:  # a ReadOnlyError is a refusal: here it did not run, and the primary is elsewhere
+            unsent = isinstance(failure, (errors.ConnectError, errors.ReadOnlyError))
+            again = passes or (unsent and not isinstance(failure, errors.CertificateError))
+        if not again:
             return None
         # No cryptography: this keeps clients that failed together from coming back together.
         return random.uniform(0, min(self.cap, self.base * 2 ** min(tried - 1, 60)))  # noqa: S311
@@ -122,7 +116,7 @@ def refused_of(reply: Any) -> ReplyError | None:
     return reply if isinstance(reply, ReplyError) else None
 
 
-def refusal(reply: Any, what: Batch | Sequence[Any]) -> ReplyError | None:
+def refusal(reply: Any, what: Sent) -> ReplyError | None:
     """Return the error by which the server refused a command or a whole batch: nothing of it ran.
 
     `reply` is a command's, or the list of a batch's.

@@ -7,12 +7,13 @@ needs them.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from .address import Address, Secret, parse_url
+from .address import NUMBERS, Address, Secret, parse_url
 from .pushes import PushQueue
 from .retry import Retry
 
@@ -132,7 +133,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
     """
     address = _with_login(parse_url(given["url"]), given)
     options = {**given, **dict(address.options)}
-    options |= {name: _number(name, text) for name, text in address.options if name in _NUMBERS}
+    options |= {name: _number(name, text) for name, text in address.options if name in NUMBERS}
     _check_tls(address, given["ssl_context"])
     observer, retry, on_push = given["observer"], given["retry"], given["on_push"]
     if observer is not None and (isinstance(observer, type) or not hasattr(observer, "command")):
@@ -144,7 +145,7 @@ def make_settings(given: dict[str, Any]) -> Settings:
             raise TypeError(f"{name} must be callable, not {type(given[name]).__name__}")
     limit = seconds("timeout", options["timeout"])
     name = options["client_name"]
-    if name is not None and (not _text("client_name", name) or not _is_client_name(name)):
+    if name is not None and not re.fullmatch("[!-~]+", _text("client_name", name)):
         raise ValueError("client_name must be printable ASCII without spaces")
     if options["integrity"] not in (None, "echo"):
         raise ValueError(f"integrity must be 'echo' or None, not {options['integrity']!r}")
@@ -194,16 +195,6 @@ def seconds(name: str, value: float | None) -> float:
 _LONGEST = 2_000_000  # seconds, 23 days; poll() takes no more, so longer limits are none
 
 
-_NUMBERS = {
-    "connect_timeout",
-    "idle_timeout",
-    "keepalive",
-    "max_connections",
-    "protocol",
-    "timeout",
-}
-
-
 def _number(name: str, text: str) -> float:
     try:
         return float(text)
@@ -247,8 +238,3 @@ def _text(name: str, value: Any) -> str:
 def is_unicode(text: str) -> bool:
     """Return True for what can be encoded; an error of `encode()` would show what it was."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def _is_client_name(name: str) -> bool:
-    """CLIENT SETNAME takes what stands between `!` and `~`."""
-    return all("!" <= char <= "~" for char in name)

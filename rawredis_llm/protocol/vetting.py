@@ -88,59 +88,34 @@ def _waits(name: str, args: Sequence[Any]) -> float:
 
 HARMLESS: dict[str | bytes, str] = {}  # as it was written -> as it is told
 NAMES: set[type] = {str, bytes}
-_BY_URL = "give it to the client, by an option or in the URL"
-_BY_TRANSACTION = "use client.transaction()"
-_NOT_POOLED = "it needs a connection of its own"
-_BY_SUBSCRIBE = "use client.subscribe()"
 _CLIENT_STATE = "CACHING CAPA IMPORT-SOURCE NO-EVICT NO-TOUCH REPLY SETNAME TRACKING".split()  # noqa: SIM905
 _STATE_BY_FORM = {"CLIENT": _CLIENT_STATE, "SCRIPT": ["DEBUG"]}
 _MAPS = {"COMMAND": 2, "LATENCY": 2, "XREAD": 0, "XREADGROUP": 0}
 """Commands whose reply is a map of what they name, and from where they do (0: behind STREAMS)."""
 
-STATEFUL = {
-    "ASKING": _NOT_POOLED,
-    "AUTH": _BY_URL,
-    "CLIENT": "this form is not for shared connections; a name is given by client_name=",
-    "DISCARD": _BY_TRANSACTION,
-    "EXEC": _BY_TRANSACTION,
-    "HELLO": _BY_URL,
-    "MONITOR": _NOT_POOLED,
-    "MULTI": _BY_TRANSACTION,
-    "PSUBSCRIBE": _BY_SUBSCRIBE,
-    "PSYNC": _NOT_POOLED,
-    "PUNSUBSCRIBE": _BY_SUBSCRIBE,
-    "QUIT": "use client.close()",
-    "REPLCONF": _NOT_POOLED,
-    "READONLY": _NOT_POOLED,
-    "READWRITE": _NOT_POOLED,
-    "RESET": _NOT_POOLED,
-    "SCRIPT": "its debugger needs a connection of its own",
-    "SELECT": _BY_URL,
-    "SSUBSCRIBE": _BY_SUBSCRIBE,
-    "SUBSCRIBE": _BY_SUBSCRIBE,
-    "SUNSUBSCRIBE": _BY_SUBSCRIBE,
-    "SYNC": _NOT_POOLED,
-    "UNSUBSCRIBE": _BY_SUBSCRIBE,
-    "UNWATCH": _BY_TRANSACTION,
-    "WATCH": "use client.transaction(..., watch=keys)",
+_NOT_POOLED = "it needs a connection of its own"
+_SUBSCRIBE = "use client.subscribe()"
+_INSTEAD = {
+    "give it to the client, by an option or in the URL": "AUTH HELLO SELECT",
+    _NOT_POOLED: "ASKING MONITOR PSYNC READONLY READWRITE REPLCONF RESET SYNC",
+    "its debugger needs a connection of its own": "SCRIPT",
+    "this form is not for shared connections; a name is given by client_name=": "CLIENT",
+    "use client.close()": "QUIT",
+    _SUBSCRIBE: "PSUBSCRIBE PUNSUBSCRIBE SSUBSCRIBE SUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE",
+    "use client.transaction()": "DISCARD EXEC MULTI UNWATCH",
+    "use client.transaction(..., watch=keys)": "WATCH",
 }
+STATEFUL = {name: instead for instead, names in _INSTEAD.items() for name in names.split()}
 """Commands after which a connection would no longer answer one request by one reply, or answer it
 for another user or database: name -> what to do instead."""
 
 
+_LIMIT_LAST = ("BLMOVE", "BLPOP", "BRPOP", "BRPOPLPUSH", "BZPOPMAX", "BZPOPMIN")
 BLOCKING: dict[str, tuple[int | None, float]] = {
-    "BLMOVE": (-1, 1.0),
-    "BLMPOP": (1, 1.0),
-    "BLPOP": (-1, 1.0),
-    "BRPOP": (-1, 1.0),
-    "BRPOPLPUSH": (-1, 1.0),
-    "BZMPOP": (1, 1.0),
-    "BZPOPMAX": (-1, 1.0),
-    "BZPOPMIN": (-1, 1.0),
-    "WAIT": (-1, 1e-3),
-    "WAITAOF": (-1, 1e-3),
-    "XREAD": (None, 1e-3),
-    "XREADGROUP": (None, 1e-3),
+    **dict.fromkeys(_LIMIT_LAST, (-1, 1.0)),
+    **dict.fromkeys(("BLMPOP", "BZMPOP"), (1, 1.0)),
+    **dict.fromkeys(("WAIT", "WAITAOF"), (-1, 1e-3)),
+    **dict.fromkeys(("XREAD", "XREADGROUP"), (None, 1e-3)),
 }
 """Commands that may wait in the server for something to happen: where among the arguments their
 own time limit stands (None: behind the word BLOCK), and its unit in seconds."""

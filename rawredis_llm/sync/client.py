@@ -10,14 +10,7 @@ from contextlib import suppress
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import (
-    ConnectError,
-    ConnectTimeoutError,
-    RedisError,
-    ReplyError,
-    WatchError,
-    reply_error,
-)
+from ..errors import ConnectError, ConnectTimeoutError, RedisError, ReplyError, reply_error
 from ..protocol.client import BaseClient
 from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
@@ -30,14 +23,14 @@ from ..protocol.operation import (
     Request,
     Runnable,
     Runner,
-    members_of,
+    Sent,
     name_of,
-    reading,
     refuse_exec,
     steps_of,
+    transaction,
 )
 from ..protocol.pushes import complain
-from ..protocol.resp import encode, encode_many
+from ..protocol.resp import Portions, encode
 from ..protocol.retry import Retry, refusal, refused_of
 from ..protocol.settings import ConnectionFigures, Sizes, Times
 from ..protocol.vetting import command_name, vet
@@ -168,8 +161,8 @@ class Client(BaseClient, Runner):
 
     def _exchange(
         self,
-        what: Batch | Sequence[Any],
-        data: bytes | list[tuple[bytes, int]],
+        what: Sent,
+        data: bytes | Portions,
         limit: float,
         idempotent: bool,  # noqa: FBT001 - by position, as this is every call's way
     ) -> Any:
@@ -210,7 +203,7 @@ class Client(BaseClient, Runner):
     def _again(
         self,
         failure: BaseException,
-        what: Batch | Sequence[Any],
+        what: Sent,
         tried: int,
         deadline: float,
         *,
@@ -224,59 +217,38 @@ class Client(BaseClient, Runner):
         return True
 
     def _optimistic(
-        self, read: Callable[[], Op[Any]], watch: tuple[Any, ...], limit: float | None
+        self, read: Callable[[], Op[Any]], keys: tuple[str | bytes, ...], limit: float | None
     ) -> list[Any]:
         deadline = monotonic() + (self._timeout if limit is None else limit)
         tried = 0
         while True:
             try:
-                replies, failure = self._attempt(read, watch, deadline)
+                outcome = self._attempt(read, keys, deadline)
+                break
             except RedisError as error:
                 tried += 1
-                if not self._again(error, watch, tried, deadline):
+                if not self._again(error, ("WATCH",), tried, deadline):
                     raise
-                continue
-            if failure is not None:
-                raise failure
-            return replies
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def _attempt(
-        self, read: Callable[[], Op[Any]], watch: tuple[Any, ...], deadline: float
-    ) -> tuple[list[Any], Exception | None]:
-        """Watch, read and execute on one connection; one on which keys stay watched is closed.
-
-        Raises what came before the end, and WatchError: only then nothing was executed. A failure
-        of the end is returned.
-        """
+        self, read: Callable[[], Op[Any]], keys: tuple[str | bytes, ...], deadline: float
+    ) -> list[Any] | Exception:
+        """Try a transaction on one connection; one on which keys stay watched is closed."""
         connection = self._pool.acquire(deadline)
         leased = _Leased(self, connection, deadline)
-        pending = len(watch) > 1
         try:
-            if pending:
-                Command(watch).result(connection.exchange(encode_many([watch]), deadline))
-            members = members_of(leased.run(reading(read())))
-            leased.reads = False
-            try:
-                replies = leased.transaction(members)
-            except WatchError:
-                pending = False
-                raise
-            except ConnectError:
-                raise
-            except Exception as error:  # noqa: BLE001 - raised by who must not begin anew
-                return [], error
-            if pending and not members:
-                connection.exchange(encode_many([("UNWATCH",)]), deadline)
-            pending = False
+            return leased.run(transaction(leased, read, keys))
         finally:
-            connection.dirty = connection.dirty or pending
+            connection.dirty = connection.dirty or leased.pending
             self._pool.release(connection)
-        return replies, None
 
     def _observe(
         self,
-        what: Batch | Sequence[Any],
-        data: bytes | list[tuple[bytes, int]],
+        what: Sent,
+        data: bytes | Portions,
         start: float,
         received: int,
         error: BaseException | None,
@@ -298,12 +270,12 @@ class _Leased(Client):
         vars(self).update(vars(owner), _pool=_Lease(connection), _retry=Retry(attempts=1))
         self._pushes = None  # their handler may want a connection, and this may be the only one
         self._until = deadline
-        self.reads = True
+        self.reads, self.pending = True, False
 
     def _exchange(
         self,
-        what: Batch | Sequence[Any],
-        data: bytes | list[tuple[bytes, int]],
+        what: Sent,
+        data: bytes | Portions,
         limit: float,
         idempotent: bool,  # noqa: FBT001 - as above
     ) -> Any:

@@ -13,7 +13,6 @@ import math
 import select
 import socket
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 from typing import Any
@@ -25,6 +24,7 @@ from ..protocol.resp import (
     NOT_ENOUGH,
     READ_ERRORS,
     Decoder,
+    Portions,
     Push,
     encode_many,
     prove,
@@ -171,7 +171,7 @@ class Connection:
         self.dirty = False
         return reply
 
-    def exchange(self, portions: Sequence[tuple[bytes, int]], deadline: float) -> list[Any]:
+    def exchange(self, portions: Portions, deadline: float) -> list[Any]:
         """Send each portion in one write, then read its replies; return all, errors in their slots.
 
         A portion is bytes and the number of commands in them.
