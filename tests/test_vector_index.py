@@ -15,7 +15,6 @@ import pytest
 from counting import cost
 from rawredis_llm import (
     Client,
-    Command,
     EmbeddedServer,
     Filter,
     Numeric,
@@ -334,9 +333,12 @@ def test_a_batch_is_one_round_trip(redis: Redis) -> None:
     index = make(redis)
     loaded = cost(redis, lambda: index.load(range(20), vectors(20), batch_size=10, ttl=50))
     assert loaded.round_trips == 2
-    assert loaded.commands == {"DEL": 2, "HSET": 20, "PEXPIRE": 20}
+    # In the same write the server is asked how many of them are indexed.
+    assert loaded.commands == {"DEL": 2, "HSET": 20, "PEXPIRE": 20, "FT.SEARCH": 2}
     found = cost(redis, lambda: index.get(range(20)))
     assert (found.round_trips, found.commands) == (1, {"HGETALL": 20})
+    first = cost(redis, lambda: index.search(vectors(1)[0], 20))
+    assert (first.round_trips, first.commands) == (1, {"FT.SEARCH": 1, "FT.INFO": 1})
     searched = cost(redis, lambda: index.search(vectors(1)[0], 20))
     assert (searched.round_trips, searched.commands) == (1, {"FT.SEARCH": 1})
 
@@ -539,8 +541,10 @@ def test_one_form_of_query_is_right_on_every_server() -> None:
     # raw vectors come back; without DIALECT 2 it is a syntax error.
     index = VectorIndex(Client(NOBODY), "docs", FIELDS).plan
     vector = vectors(1)[0]
-    command = index.search(vector, 20, filter=Tag("color") == "red", offset=5)
-    assert isinstance(command, Command)
+    op: Any = index.search(vector, 20, filter=Tag("color") == "red", offset=5)
+    commands = {member.name: member for member in next(op).members}
+    assert commands["FT.INFO"].args == ("FT.INFO", "docs")
+    command = commands["FT.SEARCH"]
     query, distance = '(@color:{"red"})=>[KNN 25 @vec $vector AS __distance]', "__distance"
     assert command.args[:6] == ("FT.SEARCH", "docs", query, "PARAMS", 2, "vector")
     assert bytes(command.args[6]) == vector.tobytes()
@@ -657,7 +661,7 @@ BAD_CALLS: list[tuple[type[Exception], str, Use]] = [
     (TypeError, "k must be a whole number", searching(GOOD[0], 1.0)),
     (ValueError, "1000000 rows at most", searching(GOOD[0], 999_999, offset=2)),
     (ValueError, "offset", searching(GOOD[0], offset=-1)),
-    (ValueError, "ef_runtime: only an hnsw index", searching(GOOD[0], ef_runtime=5)),
+    (ValueError, "ef_runtime: only an index of hnsw", searching(GOOD[0], ef_runtime=5)),
     (TypeError, "return_fields", searching(GOOD[0], return_fields=[5])),
     (ValueError, "no field 'colour', only", searching(GOOD[0], filter=Tag("colour") == "x")),
     (ValueError, "'year' is NUMERIC, not TAG", searching(GOOD[0], filter=Tag("year") == "x")),
@@ -712,7 +716,7 @@ BAD_INDEXES: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "algorithm must be one of", lambda: Vector("v", 2, algorithm="ivf")),
     (ValueError, "dim", lambda: Vector("v", 0)),
     (TypeError, "dim", lambda: Vector("v", 2.0)),  # type: ignore[arg-type]
-    (ValueError, "only hnsw", lambda: Vector("v", 2, m=16)),
+    (TypeError, "m: flat has only", lambda: Vector("v", 2, m=16)),
     (ValueError, "m must be", lambda: Vector("v", 2, algorithm="hnsw", m=0)),
     (ValueError, "separator", lambda: Tag("t", separator="")),
     (ValueError, "separator", lambda: Tag("t", separator="é")),
