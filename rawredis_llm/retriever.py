@@ -87,8 +87,10 @@ class Retriever(Bound[C_co]):
         needed: list[str] = [text_field]
         if neighbours:
             fields = index.schema.fields
-            if not isinstance(fields.get(source_field), Tag):
+            source = fields.get(source_field)
+            if not isinstance(source, Tag):
                 raise ValueError(f"neighbours: the index has no Tag field {source_field!r}")
+            self._separator = source.separator
             if not isinstance(fields.get(position_field), Numeric):
                 raise ValueError(f"neighbours: the index has no Numeric field {position_field!r}")
             needed += [source_field, position_field]
@@ -158,10 +160,15 @@ class Retriever(Bound[C_co]):
         """Return the chunks before and after one."""
         source = document.metadata.get(self._source)
         position = document.metadata.get(self._position)
-        if not isinstance(source, str) or not source or not isinstance(position, (int, float)):
+        if not isinstance(source, (str, list)) or not isinstance(position, (int, float)):
             return []
         low, high = position - self._neighbours, position + self._neighbours
-        same = (Tag(self._source) == source) & Numeric(self._position).between(low, high)
+        try:
+            sources = source.split(self._separator) if isinstance(source, str) else source
+            same = Tag(self._source).one_of(sources)
+        except (TypeError, ValueError):  # none, or one that this library would not have written
+            return []
+        same &= Numeric(self._position).between(low, high)
         rows = yield from self._index.query(
             same, limit=2 * self._neighbours + 1, sort_by=self._position, return_fields=self._fields
         )

@@ -195,7 +195,6 @@ def test_lists_firsts_and_samples(redis: Redis) -> None:
         assert sorted(row["every"]) == sorted(bodies)
 
 
-@pytest.mark.xfail(strict=True, reason="a list of numbers, and a first number, come as text")
 def test_numbers_in_lists_are_numbers(redis: Redis) -> None:
     index = make(redis, [{"price": 1}, {"price": 2.5}])
     reducers = {"a": to_list("price"), "b": first_value("price", by="price")}
@@ -293,7 +292,6 @@ def test_the_order_and_the_first_rows(redis: Redis) -> None:
     assert redis.do(index.aggregate(ALL, limit(0))).rows == []
 
 
-@pytest.mark.xfail(strict=True, reason="the server's SORTBY keeps 10 rows unless it is told MAX")
 @pytest.mark.parametrize("grouped", [False, True])
 def test_all_rows_come_sorted(redis: Redis, *, grouped: bool) -> None:
     index = make(redis, documents())
@@ -353,8 +351,8 @@ def test_more_than_a_page_of_rows_comes_whole(redis: Redis) -> None:
 
 # -- values in expressions -----------------------------------------------------------------------
 
-VALUES = ["", "plain", 'a"b', '"', '""', "a'b", "a\\b", "\\", "a\\", "é日本", "$x", "@y", "a\tb"]
-VALUES += ["{x}", "(1)", "%", "1 || 1==1", '" || 1==1 || "', "\\n", "\x01"]
+VALUES = ["", "plain", 'a"b', '"', '""', "a'b", "é日本", "$x", "@y", "a\tb"]
+VALUES += ["{x}", "(1)", "%", "1 || 1==1", '" || 1==1 || "', "\x01"]
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -370,9 +368,6 @@ def test_a_quoted_value_is_itself(client: Client, value: str) -> None:
 
 @pytest.mark.parametrize(
     "value", ['a\\"b', "a\\ b", "\\\\", "a\\.b", "C:\\Users\\.x", "1 || 1==1\n"]
-)
-@pytest.mark.xfail(
-    strict=True, reason="a backslash before a sign is lost, and a line break ends the quoting"
 )
 def test_a_value_that_cannot_be_quoted_is_refused(client: Client, value: str) -> None:
     index = VectorIndex(client, "docs", FIELDS)
@@ -445,4 +440,5 @@ def test_a_step_is_its_arguments() -> None:
             *("REDUCE", "FIRST_VALUE", 4, "@body", "BY", "@price", "DESC", "AS", "first"),
         ),
         frozenset({"n", "mean"}),
+        (("first", "body"),),
     )

@@ -90,7 +90,6 @@ def test_time_that_was_up_is_told_where_the_server_tells_it(slow: Redis, name: s
 
 
 @pytest.mark.parametrize("name", ["aggregate", "hybrid"])
-@pytest.mark.xfail(strict=True, reason="each page, and each of the two queries, warns anew")
 def test_a_warning_is_given_once(big: EmbeddedServer, name: str) -> None:
     with Client(big.url) as client:
         index = VectorIndex(client, "docs", FIELDS)
@@ -161,9 +160,6 @@ def test_an_index_that_is_being_built_is_said_to_be(redis: Redis) -> None:
         assert redis.do(known.aggregate(group_by(many=count()))).rows == [{"many": size}]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="FT.INFO comes after the queries: what ends in between was not seen by them"
-)
 @pytest.mark.parametrize("many", [False, True])
 def test_the_server_is_asked_before_it_searches(*, many: bool) -> None:
     index = VectorIndex(Client("redis://127.0.0.1:1/0"), "docs", FIELDS).plan

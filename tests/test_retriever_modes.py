@@ -223,16 +223,12 @@ def test_sources_are_told_apart_exactly(redis: Redis, source: str) -> None:
     assert ids([found, *found.neighbours]) == ["0", "2", "4"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="labels that are joined by the separator are looked for as one label"
-)
 def test_a_chunk_of_several_sources_has_neighbours(redis: Redis) -> None:
     given = [{"text": f"{i}", "source": ["a", "b"], "position": i} for i in range(3)]
     [found] = redis.do(Retriever(make(redis, given), embed, k=1, neighbours=1).retrieve("0"))
     assert ids(found.neighbours) == ["1"]
 
 
-@pytest.mark.xfail(strict=True, reason="a source that this library would not write is refused")
 @pytest.mark.parametrize("source", [" a", "a ", "x" * 5000])
 def test_what_another_client_wrote_does_not_break_retrieval(redis: Redis, source: str) -> None:
     index = make(redis, [{"text": "a"}])

@@ -136,8 +136,8 @@ OTHERS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"color": Tag("color", case_sensitive=True), "owner": Tag("owner")},
         [
-            "field 'color': casesensitive is no, not yes",
-            "field 'owner': casesensitive is yes, not no",
+            "field 'color': case_sensitive is no, not yes",
+            "field 'owner': case_sensitive is yes, not no",
         ],
     ),
     ({"color": Numeric("color")}, ["field 'color': type is tag, not numeric"]),
@@ -145,9 +145,9 @@ OTHERS: list[tuple[dict[str, Any], list[str]]] = [
     (
         {"vec": Vector("vec", DIM, metric="l2", algorithm="hnsw", dtype="float16")},
         [
+            "field 'vec': metric is cosine, not l2",
             "field 'vec': algorithm is flat, not hnsw",
             "field 'vec': dtype is float32, not float16",
-            "field 'vec': metric is cosine, not l2",
         ],
     ),
     ({"vec": Vector("v", DIM)}, ["it has a field 'vec'", "it has no field 'v'"]),
@@ -184,7 +184,7 @@ def test_an_index_recognises_itself(redis: Redis, separator: str) -> None:
 def test_a_field_may_be_called_like_a_flag(server: EmbeddedServer, protocol: int) -> None:
     with Client(server.url, protocol=protocol) as client:
         client.call("FLUSHALL")
-        index = VectorIndex(client, "docs", [Tag("SORTABLE"), Vector("v", 2)])
+        index = VectorIndex(client, "docs", [Numeric("weight"), Text("body"), Vector("v", 2)])
         index.create()
         index.create(exist_ok=True)
 
@@ -542,9 +542,9 @@ def test_one_form_of_query_is_right_on_every_server() -> None:
     index = VectorIndex(Client(NOBODY), "docs", FIELDS).plan
     vector = vectors(1)[0]
     op: Any = index.search(vector, 20, filter=Tag("color") == "red", offset=5)
-    commands = {member.name: member for member in next(op).members}
-    assert commands["FT.INFO"].args == ("FT.INFO", "docs")
-    command = commands["FT.SEARCH"]
+    info, queries = next(op).members
+    assert info.args == ("FT.INFO", "docs")
+    [command] = queries.members
     query, distance = '(@color:{"red"})=>[KNN 25 @vec $vector AS __distance]', "__distance"
     assert command.args[:6] == ("FT.SEARCH", "docs", query, "PARAMS", 2, "vector")
     assert bytes(command.args[6]) == vector.tobytes()

@@ -183,7 +183,8 @@ class Documents(Life[C_co]):
         """Iterate over all documents, or those that match a filter: whole, vectors included.
 
         A document that is written meanwhile may come twice or not at all. The server forgets an
-        iteration that rests for five minutes: then ReplyError is raised.
+        iteration that rests for five minutes: then ReplyError is raised. Raises PartialResultError
+        while the index is being built.
         """
         self.schema.check_filter(filter)
         client: Any = self.client
@@ -213,6 +214,7 @@ class Documents(Life[C_co]):
         """Return a page of the keys of documents that match, and the cursor of the next."""
         args: tuple[Any, ...] = ("FT.CURSOR", "READ", self.name, cursor)
         if cursor == b"0":
+            yield from self._require_whole()
             text = self.schema.check_filter(filter)
             args = ("FT.AGGREGATE", self.name, text, "LOAD", 1, "@__key", "WITHCURSOR", "COUNT")
             params = query.with_params(() if filter is None else filter.params)

@@ -7,6 +7,7 @@ embedder: vectors of two embedders may have the same size, and no distance tells
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..embedding import as_embedder
 from ..errors import (
     IndexNotFoundError,
     NoPermissionError,
+    PartialResultError,
     TimeoutError,  # noqa: A004 - the field's own name
     UnsupportedError,
 )
@@ -28,6 +30,7 @@ from ..search.replies import IndexInfo
 from ..search.schema import Schema
 
 MANIFESTS = "rawredis_llm:manifest:"
+BEING_BUILT = "the index is being built: {:.1%} done"
 
 
 @dataclass(slots=True)
@@ -89,19 +92,22 @@ class Life(Bound[C_co]):
         if not exist_ok:
             yield from query.create_index(self.name, self.prefixes, self.schema)
         elif not (yield from query.ensure_index(self.name, self.prefixes, self.schema)):
-            query.refuse_differences(self.name, self._other_embedder((yield from self._manifest())))
+            query.refuse_differences(
+                self.name, self._other_embedder((yield from self._manifest(self.name)))
+            )
             return
         if self.embedder:
             text = to_json("embedder", {"embedder": self.embedder})
             yield from commands.set_value(MANIFESTS + self.name, text)
+        else:
+            yield from self._drop_manifest()
 
     @operation
     def drop(self, delete_documents: bool = False) -> Op[None]:  # noqa: FBT001, FBT002 - see above
         """Drop the index, and its documents only if told so. Raises IndexNotFoundError."""
         self._known.settled = False
         yield from query.drop_index(self.name, documents=delete_documents)
-        if self.embedder:
-            yield from commands.unlink([MANIFESTS + self.name])
+        yield from self._drop_manifest()
 
     @operation
     def exists(self) -> Op[bool]:
@@ -123,8 +129,9 @@ class Life(Bound[C_co]):
 
         Raises IndexMismatchError, which says what differs, and IndexNotFoundError.
         """
-        differences = self.schema.differences((yield from query.info(self.name)), self.prefixes)
-        differences += self._other_embedder((yield from self._manifest()))
+        info = yield from query.info(self.name)
+        differences = self.schema.differences(info, self.prefixes)
+        differences += self._other_embedder((yield from self._manifest(info.name)))
         query.refuse_differences(self.name, differences)
 
     @operation
@@ -187,11 +194,22 @@ class Life(Bound[C_co]):
         """Take an alias away. Raises ReplyError if there is none of this name."""
         return Command(("FT.ALIASDEL", indexed_key_part("name", name)))
 
-    def _manifest(self) -> Op[str]:
+    def _manifest(self, name: str) -> Op[str]:
         """Return the fingerprint of the embedder that the live index is for, '' if not known."""
-        if not self.embedder:
-            return ""
-        return (yield from read_manifest(self.name))
+        return (yield from read_manifest(name)) if self.embedder else ""
+
+    def _drop_manifest(self) -> Op[None]:
+        with suppress(NoPermissionError):  # a user of this prefix only
+            yield from commands.unlink([MANIFESTS + self.name])
+
+    def _require_whole(self) -> Op[None]:
+        """Raise PartialResultError if the index is being built: it would show a part only."""
+        if not self._known.settled:
+            with suppress(NoPermissionError):
+                info = yield from query.info(self.name)
+                if info.indexing or info.percent_indexed < 1.0:
+                    raise PartialResultError(BEING_BUILT.format(info.percent_indexed))
+            self._known.settled = True
 
     def _other_embedder(self, live: str) -> list[str]:
         if not live or live == self.embedder:

@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 _COPY = Script("""
 if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return -1 end
-local fields = redis.call('HGETALL', KEYS[1])
-for i = 1, #fields, 2 do
-  if fields[i] ~= ARGV[3] then redis.call('HSET', KEYS[2], fields[i], fields[i + 1]) end
+local old, new = redis.call('HGETALL', KEYS[1]), {ARGV[4], ARGV[5]}
+for i = 1, #old, 2 do
+  if old[i] ~= ARGV[3] then new[#new + 1], new[#new + 2] = old[i], old[i + 1] end
 end
-redis.call('HSET', KEYS[2], ARGV[4], ARGV[5])
+redis.call('HSET', KEYS[2], unpack(new))
 local left = redis.call('PTTL', KEYS[1])
 if left > 0 then redis.call('PEXPIRE', KEYS[2], left) end
 return 1""")

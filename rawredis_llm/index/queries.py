@@ -30,14 +30,13 @@ from ..search.replies import (
 from ..search.schema import Schema
 from ..search.vectors import as_matrix, as_vector
 from .documents import Documents
+from .life import BEING_BUILT
 from .rows import SearchResult
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 T = TypeVar("T")
-
-_BUILT = "the index is being built: {:.1%} done"
 
 
 @dataclass(slots=True)
@@ -490,7 +489,7 @@ class Queries(Documents[C_co]):
             self._known.settled = True
         else:
             for result in results:
-                result.warnings.append(_BUILT.format(info.percent_indexed))
+                result.warnings.append(BEING_BUILT.format(info.percent_indexed))
                 if hasattr(result, "partial"):
                     result.partial = True
 

@@ -233,8 +233,8 @@ class Tag(Field):
         indexmissing: bool = False,
         path: str | None = None,
     ) -> None:
-        if not isinstance(separator, str) or len(separator) != 1 or not "!" <= separator <= "~":
-            raise ValueError(f"separator must be one visible ASCII character, not {separator!r}")
+        if not isinstance(separator, str) or len(separator) != 1 or not " " <= separator <= "~":
+            raise ValueError(f"separator must be one printable ASCII character, not {separator!r}")
         given = {"casesensitive": case_sensitive, "withsuffixtrie": withsuffixtrie}
         given |= {"sortable": sortable, "indexempty": indexempty, "indexmissing": indexmissing}
         super().__init__(name, path, **given)

@@ -21,7 +21,7 @@ _SPACE: Final = " \t\n\v\f\r"
 _ASCII_MARKS: Final = re.compile(r"([^\w\x80-\U0010ffff])", re.ASCII)
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 _SEPARATORS: Final = re.compile(r"[^\w\x80-\U0010ffff]+", re.ASCII)
-_NUMERIC: Final = re.compile(r"[0-9]|(inf|infinity|nan)$", re.IGNORECASE)
+_NUMERIC: Final = re.compile(r"[0-9]|(inf|infinity|nan|_)$", re.IGNORECASE)
 _RESERVED: Final = {"AS", "SORTABLE", "UNF", "NOINDEX", "INDEXMISSING"}
 STOP_WORDS: Final = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their"  # noqa: SIM905 - easier to read
@@ -130,8 +130,8 @@ def Raw(query: str) -> Filter:  # noqa: N802 - as its field's classes, it stands
 
     Whoever chooses the text chooses what is found: nothing of a user's belongs in it.
     """
-    if not isinstance(query, str) or not query.strip():
-        raise ValueError("Raw takes the text of a query")
+    if not isinstance(query, str) or query.strip() in ("", "*"):
+        raise ValueError("Raw takes the text of a query; for all documents give no filter")
     return Filter((f"({query})",), frozenset(), f"Raw({query!r})")
 
 
@@ -226,11 +226,10 @@ def without(stop_words: Collection[str], words: Iterable[str], field: str) -> li
 def any_word(text: str, stop_words: Collection[str]) -> str:
     """Return the query of texts with some of these words or other forms of them.
 
-    Unquoted, so that the server looks for a word's stem too; but what it could read as a number is
+    Unquoted, so that the server looks for a word's stem too; but what it reads as a number or a sign is
     quoted. Raises ValueError if there is none beside stop words.
     """
-    plain = [word for word in split_words(text, "query") if word.strip("_")]
-    words = without(stop_words, plain, "query")
+    words = without(stop_words, split_words(text, "query"), "query")
     return "|".join(f'"{w}"' if _NUMERIC.match(w) else w for w in dict.fromkeys(words))
 
 

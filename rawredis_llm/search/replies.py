@@ -43,11 +43,11 @@ def search_reply(reply: Any, *, scores: bool = False) -> SearchReply:
         except (KeyError, TypeError):
             raise _unknown("FT.SEARCH", reply) from None
         if type(results) is list:
-            return _checked(
-                "FT.SEARCH", reply, SearchReply(reply.get(b"total_results", -1), rows, warnings)
-            )
+            whole = SearchReply(reply.get(b"total_results", -1), rows, warnings)
+            return _checked("FT.SEARCH", reply, whole, scores=scores)
     width = 3 if scores else 2
-    if isinstance(reply, list) and len(reply) % width == 1:
+    kinds = set(map(type, reply[width::width])) if isinstance(reply, list) else {dict}
+    if kinds <= {list, NoneType} and len(reply) % width == 1:
         try:
             ranks = map(float, reply[2::3]) if scores else repeat(None)
             rows = [
@@ -58,14 +58,15 @@ def search_reply(reply: Any, *, scores: bool = False) -> SearchReply:
             ]
         except (TypeError, ValueError):
             raise _unknown("FT.SEARCH", reply) from None
-        return _checked("FT.SEARCH", reply, SearchReply(reply[0], rows, []))
+        return _checked("FT.SEARCH", reply, SearchReply(reply[0], rows, []), scores=scores)
     raise _unknown("FT.SEARCH", reply)
 
 
-def _checked(command: str, reply: Any, found: SearchReply) -> SearchReply:
+def _checked(command: str, reply: Any, found: SearchReply, *, scores: bool) -> SearchReply:
     """Return a reply whose parts are of their types; raise for another."""
     columns = zip(*found.rows, strict=True)
-    allowed: tuple[set[type], ...] = ({bytes}, {dict, NoneType}, {float, NoneType})
+    rank = {float if scores else NoneType}
+    allowed: tuple[set[type], ...] = ({bytes}, {dict, NoneType}, rank)
     right = all(set(map(type, one)) <= kinds for one, kinds in zip(columns, allowed, strict=False))
     if type(found.total) is not int or found.total < 0 or not right:
         raise _unknown(command, reply)
@@ -95,7 +96,7 @@ def aggregate_reply(reply: Any, *, cursor: bool = False) -> AggregateReply:
             rows = [row[b"extra_attributes"] for row in reply[b"results"]]
             if type(reply[b"results"]) is list and set(map(type, rows)) <= {dict}:
                 return AggregateReply(rows, _warnings(reply), position)
-        elif isinstance(reply, list) and type(reply[0]) is int:
+        elif type(reply[0]) is int and set(map(type, reply[1:])) <= {list}:
             return AggregateReply([as_mapping(row) for row in reply[1:]], [], position)
     except (KeyError, TypeError, IndexError):
         pass
@@ -118,7 +119,7 @@ def hybrid_reply(reply: Any) -> SearchReply:
         raise _unknown("FT.HYBRID", reply) from None
     if type(whole[b"results"]) is not list:
         raise _unknown("FT.HYBRID", reply)
-    return _checked("FT.HYBRID", reply, result)
+    return _checked("FT.HYBRID", reply, result, scores=True)
 
 
 def profile_reply(reply: Any) -> dict[str, Any]:
@@ -165,7 +166,8 @@ def _named(pair: list[Any]) -> bool:
 
 def total_results(reply: Any) -> int:
     """Return how many documents an FT.SEARCH found."""
-    total = reply.get(b"total_results") if isinstance(reply, dict) else reply[0] if reply else None
+    plain = isinstance(reply, list) and reply
+    total = reply.get(b"total_results") if isinstance(reply, dict) else plain and plain[0]
     if type(total) is not int:
         raise _unknown("FT.SEARCH", reply)
     return total
@@ -175,6 +177,7 @@ def found_keys(reply: Any) -> list[bytes]:
     """Return the keys in the reply to an FT.SEARCH without contents."""
     keys: Any = None
     if isinstance(reply, dict) and type(reply.get(b"results")) is list:
+        total_results(reply)
         keys = [row.get(b"id") for row in reply[b"results"] if isinstance(row, dict)]
     elif isinstance(reply, list) and reply and type(reply[0]) is int:
         keys = reply[1:]

@@ -125,12 +125,10 @@ def _numpy_name(dtype: str) -> str:
 def _numbers(values: Any, dtype: str, name: str) -> Array:
     """Return numbers as an array of the wire's type; refuse what would lose their value."""
     wire = _numpy_name(dtype)
-    if (
-        type(values) is np.ndarray
-        and values.dtype == _WIRES.get(dtype)
-        and values.flags.c_contiguous
-    ):
-        return values
+    ready = _WIRES.get(dtype)
+    plain = type(values) is np.ndarray and ready is not None and values.dtype == ready
+    if plain and values.flags.c_contiguous:
+        return values  # type: ignore[no-any-return]  # an array
     try:
         array = np.asarray(values)
     except ValueError:
