@@ -258,9 +258,34 @@ def test_portions_hold_what_the_encoder_writes(table: tuple[Any, ...], portion: 
         row += count
 
 
+@given(tables(), BYTES, BYTES, st.sampled_from([1, 200, PORTION]))
+def test_what_is_before_and_after_the_rows_is_not_counted(
+    table: tuple[Any, ...], before: bytes, after: bytes, portion: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bulk, "PORTION", portion)
+        bare = hset_portions(*table)
+        around: tuple[Any, ...] = (*table, before, after)
+        portions = hset_portions(*around)
+    assert [count for _, count in portions] == [count for _, count in bare]
+    whole, total = joined(bare)
+    if not total:  # no row, so nothing that the two could stand around
+        assert portions == []
+        return
+    assert joined(portions) == (before + whole + after, total)
+    inner = [data for data, _ in portions]
+    inner[0] = inner[0][len(before) :]
+    inner[-1] = inner[-1][: len(inner[-1]) - len(after)]
+    assert inner == [data for data, _ in bare]
+
+
 @given(st.lists(BYTES, min_size=1))
-def test_keys_are_deleted_by_one_request(keys: list[bytes]) -> None:
-    assert arguments(keys) == encode(("DEL", *keys))
+def test_arguments_are_as_they_stand_in_a_request(texts: list[bytes]) -> None:
+    head = b"*%d\r\n$3\r\nDEL\r\n" % (1 + len(texts))
+    assert head + arguments(texts) == encode(("DEL", *texts))
+    half = len(texts) // 2
+    if half:  # so that a part of a request can be made by itself
+        assert arguments(texts[:half]) + arguments(texts[half:]) == arguments(texts)
 
 
 @pytest.mark.parametrize(
