@@ -14,6 +14,7 @@ import pytest
 
 from counting import cost
 from rawredis_llm import (
+    Batch,
     Client,
     Command,
     EmbeddedServer,
@@ -334,11 +335,13 @@ def test_a_batch_is_one_round_trip(redis: Redis) -> None:
     index = make(redis)
     loaded = cost(redis, lambda: index.load(range(20), vectors(20), batch_size=10, ttl=50))
     assert loaded.round_trips == 2
-    assert loaded.commands == {"DEL": 2, "HSET": 20, "PEXPIRE": 20}
+    assert loaded.commands == {"DEL": 2, "HSET": 20, "PEXPIRE": 20, "FT.SEARCH": 2}
     found = cost(redis, lambda: index.get(range(20)))
     assert (found.round_trips, found.commands) == (1, {"HGETALL": 20})
-    searched = cost(redis, lambda: index.search(vectors(1)[0], 20))
-    assert (searched.round_trips, searched.commands) == (1, {"FT.SEARCH": 1})
+    # The first search asks whether the index is being built; that it is not is known afterwards.
+    for commands in ({"FT.SEARCH": 1, "FT.INFO": 1}, {"FT.SEARCH": 1}):
+        searched = cost(redis, lambda: index.search(vectors(1)[0], 20))
+        assert (searched.round_trips, searched.commands) == (1, commands)
 
 
 def test_whole_numbers_are_ids_too(redis: Redis) -> None:
@@ -534,13 +537,39 @@ def test_return_fields_choose_what_comes_back(redis: Redis) -> None:
     assert (row.vector == vectors(1)[0]).all()
 
 
+@pytest.mark.xfail(strict=True, reason="rows without fields have another shape")
+@pytest.mark.parametrize("given", [["body"], []], ids=["named none", "has none"])
+def test_a_query_may_return_ids_alone(redis: Redis, given: list[str]) -> None:
+    index = make(redis, [*(Text(name) for name in given), Vector("vec", DIM)])
+    redis.do(index.load(["a", "b"], vectors(2), {name: ["cat", "cat"] for name in given}))
+    found = [redis.do(index.query(return_fields=[] if given else None))]
+    if given:
+        found.append(redis.do(index.text("cat", return_fields=[])))
+    for result in found:
+        assert sorted(ids(result)) == ["a", "b"]
+        assert [row.fields for row in result.rows] == [{}, {}]
+
+
+@pytest.mark.xfail(strict=True, reason="the text of a numpy number is not that of a number")
+def test_numpy_numbers_are_options(redis: Redis) -> None:
+    index = make(redis, [Vector("vec", DIM, algorithm="hnsw")])
+    redis.do(index.load(["a"], vectors(1)))
+    for epsilon in (np.float64(0.5), np.float32(0.5)):
+        found = redis.do(index.range(vectors(1)[0], np.float64(0.1), epsilon=epsilon))
+        assert ids(found) == ["a"]
+
+
 def test_one_form_of_query_is_right_on_every_server() -> None:
     # Without SORTBY and LIMIT a cluster's rows are neither the nearest nor k; without RETURN the
     # raw vectors come back; without DIALECT 2 it is a syntax error.
     index = VectorIndex(Client(NOBODY), "docs", FIELDS).plan
     vector = vectors(1)[0]
-    command = index.search(vector, 20, filter=Tag("color") == "red", offset=5)
+    batch = next(iter(index.search(vector, 20, filter=Tag("color") == "red", offset=5)))
+    assert isinstance(batch, Batch)
+    command, info = batch.members
     assert isinstance(command, Command)
+    assert isinstance(info, Command)
+    assert info.args == ("FT.INFO", "docs")
     query, distance = '(@color:{"red"})=>[KNN 25 @vec $vector AS __distance]', "__distance"
     assert command.args[:6] == ("FT.SEARCH", "docs", query, "PARAMS", 2, "vector")
     assert bytes(command.args[6]) == vector.tobytes()
@@ -657,7 +686,7 @@ BAD_CALLS: list[tuple[type[Exception], str, Use]] = [
     (TypeError, "k must be a whole number", searching(GOOD[0], 1.0)),
     (ValueError, "1000000 rows at most", searching(GOOD[0], 999_999, offset=2)),
     (ValueError, "offset", searching(GOOD[0], offset=-1)),
-    (ValueError, "ef_runtime: only an hnsw index", searching(GOOD[0], ef_runtime=5)),
+    (ValueError, "ef_runtime: only an index of hnsw", searching(GOOD[0], ef_runtime=5)),
     (TypeError, "return_fields", searching(GOOD[0], return_fields=[5])),
     (ValueError, "no field 'colour', only", searching(GOOD[0], filter=Tag("colour") == "x")),
     (ValueError, "'year' is NUMERIC, not TAG", searching(GOOD[0], filter=Tag("year") == "x")),
@@ -712,7 +741,7 @@ BAD_INDEXES: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "algorithm must be one of", lambda: Vector("v", 2, algorithm="ivf")),
     (ValueError, "dim", lambda: Vector("v", 0)),
     (TypeError, "dim", lambda: Vector("v", 2.0)),  # type: ignore[arg-type]
-    (ValueError, "only hnsw", lambda: Vector("v", 2, m=16)),
+    (TypeError, "m: flat has only", lambda: Vector("v", 2, m=16)),
     (ValueError, "m must be", lambda: Vector("v", 2, algorithm="hnsw", m=0)),
     (ValueError, "separator", lambda: Tag("t", separator="")),
     (ValueError, "separator", lambda: Tag("t", separator="é")),
