@@ -226,8 +226,8 @@ def without(stop_words: Collection[str], words: Iterable[str], field: str) -> li
 def any_word(text: str, stop_words: Collection[str]) -> str:
     """Return the query of texts with some of these words or other forms of them.
 
-    Unquoted, so that the server looks for a word's stem too; but what it reads as a number or a sign is
-    quoted. Raises ValueError if there is none beside stop words.
+    Unquoted, so that the server looks for a word's stem too; but what it reads as a number or a
+    sign is quoted. Raises ValueError if there is none beside stop words.
     """
     words = without(stop_words, split_words(text, "query"), "query")
     return "|".join(f'"{w}"' if _NUMERIC.match(w) else w for w in dict.fromkeys(words))

@@ -117,7 +117,8 @@ def hybrid_reply(reply: Any) -> SearchReply:
         result = SearchReply(whole[b"total_results"], rows, _warnings(whole, b"warnings"))
     except (KeyError, TypeError, ValueError):
         raise _unknown("FT.HYBRID", reply) from None
-    if type(whole[b"results"]) is not list:
+    names = {type(name) for _, row, _ in rows for name in row}
+    if type(whole[b"results"]) is not list or not names <= {bytes}:
         raise _unknown("FT.HYBRID", reply)
     return _checked("FT.HYBRID", reply, result, scores=True)
 
@@ -178,7 +179,7 @@ def found_keys(reply: Any) -> list[bytes]:
     keys: Any = None
     if isinstance(reply, dict) and type(reply.get(b"results")) is list:
         total_results(reply)
-        keys = [row.get(b"id") for row in reply[b"results"] if isinstance(row, dict)]
+        keys = [row.get(b"id") if type(row) is dict else None for row in reply[b"results"]]
     elif isinstance(reply, list) and reply and type(reply[0]) is int:
         keys = reply[1:]
     if keys is None or not set(map(type, keys)) <= {bytes}:
