@@ -340,7 +340,6 @@ def test_shapes_of_several_conditions_are_all_sent(index: Index) -> None:
 LOST = "RediSearch 2.10 loses documents where a shape's condition meets another in an `and`"
 
 
-@pytest.mark.xfail(strict=True, reason=LOST)
 def test_two_shapes_are_both_asked_for(index: Index) -> None:
     left, right = shaped(plane, "intersects", QUERIED[0]), shaped(plane, "disjoint", QUERIED[1])
     both = wanted(lambda d: left[1](d) and right[1](d))
@@ -348,7 +347,6 @@ def test_two_shapes_are_both_asked_for(index: Index) -> None:
     assert found(index, left[0] & right[0]) == both
 
 
-@pytest.mark.xfail(strict=True, reason=LOST)
 def test_a_shape_that_is_not_wanted_joins_other_conditions(index: Index) -> None:
     for shape, has_shape in SHAPED:
         for other, has_other in PLAIN_CONDITIONS:
@@ -391,19 +389,16 @@ def test_a_filter_is_a_value(condition: Filter) -> None:
     assert condition != ~condition
 
 
-@pytest.mark.xfail(strict=True, reason="a fuzzy condition is shown without its distance")
 @pytest.mark.parametrize("condition", DISTANT, ids=lambda f: f.query)
 def test_a_fuzzy_condition_is_shown_with_its_distance(condition: Filter) -> None:
     assert eval(repr(condition), dict(NAMES)) == condition
 
 
-@pytest.mark.xfail(strict=True, reason="the text of an infinite bound is no Python expression")
 @pytest.mark.parametrize("condition", [year <= math.inf, year.between(-math.inf, 5)], ids=str)
 def test_an_infinite_bound_is_shown_as_python(condition: Filter) -> None:
     assert eval(repr(condition), dict(NAMES)) == condition
 
 
-@pytest.mark.xfail(strict=True, reason="a vector's missing() is shown without the dimension")
 def test_a_missing_vector_is_shown_as_python() -> None:
     condition = Vector("vec", 2, indexmissing=True).missing()
     assert eval(repr(condition), dict(NAMES)) == condition
@@ -415,7 +410,6 @@ class Word(str, enum.Enum):
     CAT = "cat"
 
 
-@pytest.mark.xfail(strict=True, reason="a text of a kind of its own is put in by its str()")
 @pytest.mark.parametrize("method", ["prefix", "suffix", "infix", "wildcard", "fuzzy", "matches"])
 def test_a_text_may_be_of_a_kind_of_its_own(method: str) -> None:
     plain: Filter = getattr(body, method)("cat")
@@ -575,7 +569,6 @@ BAD_SHAPES = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="what the server cannot read as a shape is let through")
 @pytest.mark.parametrize("shape", BAD_SHAPES)
 def test_a_shape_is_refused_or_found(client: Client, shape: str) -> None:
     index = VectorIndex(client, "docs", [GeoShape("plane", coord_system="flat"), Vector("vec", 2)])

@@ -377,7 +377,7 @@ DECODERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], bool], dict[int,
     "search_nocontent": (found_keys, is_keys, {2: 1, 3: 3}),
     "search_count": (total_results, is_count, {2: 1, 3: 1}),
     "aggregate": (page, is_page, {2: 2, 3: 4}),
-    "newer_hybrid": (hybrid_reply, is_fused, {2: 3, 3: 3}),
+    "newer_hybrid": (hybrid_reply, is_fused, {2: 1, 3: 3}),
 }
 
 

@@ -123,7 +123,6 @@ def test_added_fields_are_found_in_old_documents_and_new(redis: Redis) -> None:
     redis.do(index.check())
 
 
-@pytest.mark.xfail(strict=True, reason="what is returned and how it is read stay as they were")
 def test_added_fields_come_with_the_rows(client: Client) -> None:
     index = VectorIndex(client, "docs", [Tag("city"), VEC])
     index.create()
@@ -233,7 +232,6 @@ def test_an_embedder_that_has_no_name_is_refused(client: Client) -> None:
         VectorIndex(client, "docs", [VEC], embedder=lambda texts: [ONE] * len(texts))
 
 
-@pytest.mark.xfail(strict=True, reason="who does not know of an embedder leaves its name behind")
 def test_no_embedder_outlives_its_index(client: Client) -> None:
     VectorIndex(client, "docs", [VEC], embedder="model-1").create()
     VectorIndex(client, "docs", [VEC]).drop()
@@ -241,7 +239,6 @@ def test_no_embedder_outlives_its_index(client: Client) -> None:
     assert VectorIndex.open(client, "docs").embedder == ""
 
 
-@pytest.mark.xfail(strict=True, reason="the embedder is looked for by the name that is an alias")
 def test_an_alias_has_the_embedder_of_its_index(client: Client) -> None:
     index = VectorIndex(client, "docs", [VEC], embedder="model-1")
     index.create()
@@ -251,7 +248,6 @@ def test_an_alias_has_the_embedder_of_its_index(client: Client) -> None:
         other.check()
 
 
-@pytest.mark.xfail(strict=True, reason="FT.CREATE takes an alias' name and hides its index")
 def test_an_alias_is_not_created_over(client: Client) -> None:
     index = VectorIndex(client, "docs", [VEC])
     index.create()

@@ -536,7 +536,6 @@ def test_return_fields_choose_what_comes_back(redis: Redis) -> None:
     assert (row.vector == vectors(1)[0]).all()
 
 
-@pytest.mark.xfail(strict=True, reason="rows without fields have another shape")
 @pytest.mark.parametrize("given", [["body"], []], ids=["named none", "has none"])
 def test_a_query_may_return_ids_alone(redis: Redis, given: list[str]) -> None:
     index = make(redis, [*(Text(name) for name in given), Vector("vec", DIM)])
@@ -549,7 +548,6 @@ def test_a_query_may_return_ids_alone(redis: Redis, given: list[str]) -> None:
         assert [row.fields for row in result.rows] == [{}, {}]
 
 
-@pytest.mark.xfail(strict=True, reason="the text of a numpy number is not that of a number")
 def test_numpy_numbers_are_options(redis: Redis) -> None:
     index = make(redis, [Vector("vec", DIM, algorithm="hnsw")])
     redis.do(index.load(["a"], vectors(1)))

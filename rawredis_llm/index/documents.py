@@ -21,7 +21,7 @@ from ..errors import (
 from ..keys import milliseconds
 from ..protocol import commands
 from ..protocol.client import iterated
-from ..protocol.operation import Batch, C_co, Call, Command, Op, operation
+from ..protocol.operation import Batch, C_co, Call, Command, Op, Runnable, operation
 from ..search import query
 from ..search.filters import Filter, whole_number
 from ..search.replies import aggregate_reply, found_keys, total_results
@@ -152,8 +152,8 @@ class Documents(Life[C_co]):
         if not isinstance(fields, Mapping):
             raise TypeError(f"fields must be a dict, not {type(fields).__name__}")
         self._encoder.change("", fields)
-        names = yield from self._matching(filter)
-        return (yield from self._change([(name, fields, None) for name in names]))
+        keys = yield from self._matching(filter)
+        return (yield from self._change([(self._decoder.id(key), fields, None) for key in keys]))
 
     @operation
     def get(self, ids: Sequence[str | int]) -> Op[list[Row | None]]:
@@ -169,56 +169,79 @@ class Documents(Life[C_co]):
     @operation
     def delete_where(self, filter: Filter, dry_run: bool = False) -> Op[int]:  # noqa: A002, FBT001, FBT002 - the API's name
         """Delete all documents that match a filter; return how many, with `dry_run` without it."""
-        names = yield from self._matching(filter)
+        names = list(map(self._decoder.id, (yield from self._matching(filter))))
         return len(names) if dry_run else (yield from self._delete(names))
 
     @operation
-    def count(self, filter: Filter | None = None) -> Command[int]:  # noqa: A002 - the API's name
-        """Return how many documents are indexed, or match the filter."""
+    def count(self, filter: Filter | None = None) -> Runnable[int]:  # noqa: A002 - the API's name
+        """Return how many documents are indexed, or match the filter; see `scan` for waiting."""
         text = self.schema.check_filter(filter)
-        return query.count(self.name, text, () if filter is None else filter.params)
+        command = query.count(self.name, text, () if filter is None else filter.params)
+        return command if self._known.settled else self._once_whole(command)
+
+    def _once_whole(self, command: Command[int]) -> Op[int]:
+        yield from self._wait_until_whole()
+        return (yield from command)
 
     @iterated
     def scan(self, filter: Filter | None = None) -> Iterator[Row]:  # noqa: A002 - the API's name
         """Iterate over all documents, or those that match a filter: whole, vectors included.
 
-        A document that is written meanwhile may come twice or not at all. The server forgets an
-        iteration that rests for five minutes: then ReplyError is raised. Raises PartialResultError
-        while the index is being built.
+        With a filter they are those that match when it begins. Without, one that is written
+        meanwhile may come twice or not at all, and the server forgets an iteration that rests for
+        five minutes: then ReplyError is raised. While the index is being
+        built, the first page waits up to a minute, then TimeoutError is raised.
         """
         self.schema.check_filter(filter)
         client: Any = self.client
-        rows: Iterator[Row] = client.pages(partial(self._page, filter), self._forget)
+        forget = self._forget if filter is None else None
+        rows: Iterator[Row] = client.pages(self._pages(filter), forget)
         return rows
 
     def _forget(self, cursor: bytes) -> Command[bytes]:
         return Command(("FT.CURSOR", "DEL", self.name, cursor))
 
-    def _matching(self, filter: Filter) -> Op[list[str]]:  # noqa: A002 - the API's name
-        """Return the ids of documents that match; each once, though it was written meanwhile."""
+    def _pages(self, filter: Filter | None) -> Callable[[bytes], Op[tuple[bytes, list[Row]]]]:  # noqa: A002 - the API's name
+        """Return what fetches a page of documents and the next cursor; b"0" begins, and ends."""
+        found: list[bytes] = []
+
+        def page(cursor: bytes) -> Op[tuple[bytes, list[Row]]]:
+            if filter is None:
+                following, keys = yield from self._keys(cursor)
+            else:
+                # All keys at once: a cursor loses documents where others are written meanwhile.
+                if cursor == b"0":
+                    found[:] = yield from self._matching(filter)
+                start, end = int(cursor), int(cursor) + _PAGE
+                keys, following = found[start:end], b"%d" % end if end < len(found) else b"0"
+            rows = yield from self._fetch(keys)
+            return following, [row for row in rows if row is not None]
+
+        return page
+
+    def _matching(self, filter: Filter) -> Op[list[bytes]]:  # noqa: A002 - the API's name
+        """Return the keys of the documents that match, at one moment."""
         if not isinstance(filter, Filter):
             raise TypeError("filter must be a Filter; all go by drop(delete_documents=True)")
-        # All of them before any is changed: what is written anew may be found again.
-        cursor, keys = yield from self._keys(b"0", filter)
-        while cursor != b"0":
-            cursor, more = yield from self._keys(cursor, filter)
-            keys += more
-        return [*dict.fromkeys(map(self._decoder.id, keys))]
+        text = self.schema.check_filter(filter)
+        yield from self._wait_until_whole()
+        args = ("FT.SEARCH", self.name, text, "NOCONTENT", *query.with_params(filter.params))
+        keys = yield from Command(
+            (*args, "LIMIT", 0, query.MAX_RESULTS, *query.UNLIMITED), found_keys
+        )
+        if len(keys) == query.MAX_RESULTS:
+            raise ValueError(
+                f"filter: it matches {len(keys)} documents or more; take them in parts"
+            )
+        return keys
 
-    def _page(self, filter: Filter | None, cursor: bytes) -> Op[tuple[bytes, list[Row]]]:  # noqa: A002 - the API's name
-        following, keys = yield from self._keys(cursor, filter)
-        rows = yield from self._fetch(keys)
-        return following, [row for row in rows if row is not None]
-
-    def _keys(self, cursor: bytes, filter: Filter | None) -> Op[tuple[bytes, list[bytes]]]:  # noqa: A002 - the API's name
-        """Return a page of the keys of documents that match, and the cursor of the next."""
+    def _keys(self, cursor: bytes) -> Op[tuple[bytes, list[bytes]]]:
+        """Return a page of the keys of all documents, and the cursor of the next."""
         args: tuple[Any, ...] = ("FT.CURSOR", "READ", self.name, cursor)
         if cursor == b"0":
-            yield from self._require_whole()
-            text = self.schema.check_filter(filter)
-            args = ("FT.AGGREGATE", self.name, text, "LOAD", 1, "@__key", "WITHCURSOR", "COUNT")
-            params = query.with_params(() if filter is None else filter.params)
-            args = (*args, _PAGE, *params, *query.UNLIMITED)
+            yield from self._wait_until_whole()
+            args = ("FT.AGGREGATE", self.name, "*", "LOAD", 1, "@__key", "WITHCURSOR", "COUNT")
+            args = (*args, _PAGE, *query.UNLIMITED)
         page = yield from Command(args, partial(aggregate_reply, cursor=True))
         return b"%d" % page.cursor, [row[b"__key"] for row in page.rows if b"__key" in row]
 
@@ -315,8 +338,8 @@ class Writing:
         if self.failed and raise_errors:
             shown = ", ".join(map(repr, self.failed[:3])) + ", ..." * (len(self.failed) > 3)
             error = NotIndexedError(
-                f"{len(self.failed)} documents were stored and not indexed, such as {shown};"
-                f" the last because: {self.why or 'the server does not say'}"
+                f"{len(self.failed)} of {self.done} documents were stored and not indexed, such as"
+                f" {shown}; the last because: {self.why or 'the server does not say'}"
             )
             error.ids = tuple(self.failed[:1000])
             raise error

@@ -13,9 +13,9 @@ from typing import Any
 
 from ..embedding import as_embedder
 from ..errors import (
+    IndexMismatchError,
     IndexNotFoundError,
     NoPermissionError,
-    PartialResultError,
     TimeoutError,  # noqa: A004 - the field's own name
     UnsupportedError,
 )
@@ -30,7 +30,6 @@ from ..search.replies import IndexInfo
 from ..search.schema import Schema
 
 MANIFESTS = "rawredis_llm:manifest:"
-BEING_BUILT = "the index is being built: {:.1%} done"
 
 
 @dataclass(slots=True)
@@ -89,13 +88,18 @@ class Life(Bound[C_co]):
         """
         yield from self._require_support()
         self._known.settled = False
-        if not exist_ok:
-            yield from query.create_index(self.name, self.prefixes, self.schema)
-        elif not (yield from query.ensure_index(self.name, self.prefixes, self.schema)):
-            query.refuse_differences(
-                self.name, self._other_embedder((yield from self._manifest(self.name)))
-            )
+        try:
+            there: IndexInfo | None = yield from query.info(self.name)
+        except IndexNotFoundError:
+            there = None
+        if there is not None and exist_ok:
+            yield from self._compare(there)
             return
+        if there is not None and there.name != self.name:  # whose place the new index would take
+            raise IndexMismatchError(f"{self.name!r} is an alias of the index {there.name!r}")
+        # Somebody else may be as far.
+        create = query.ensure_index if exist_ok else query.create_index
+        yield from create(self.name, self.prefixes, self.schema)
         if self.embedder:
             text = to_json("embedder", {"embedder": self.embedder})
             yield from commands.set_value(MANIFESTS + self.name, text)
@@ -129,9 +133,15 @@ class Life(Bound[C_co]):
 
         Raises IndexMismatchError, which says what differs, and IndexNotFoundError.
         """
-        info = yield from query.info(self.name)
+        yield from self._compare((yield from query.info(self.name)))
+
+    def _compare(self, info: IndexInfo) -> Op[None]:
         differences = self.schema.differences(info, self.prefixes)
-        differences += self._other_embedder((yield from self._manifest(info.name)))
+        embedder = (yield from read_manifest(info.name)) if self.embedder else ""
+        if embedder not in ("", self.embedder):
+            differences.append(
+                f"its vectors are by the embedder {embedder!r}, not {self.embedder!r}"
+            )
         query.refuse_differences(self.name, differences)
 
     @operation
@@ -143,7 +153,9 @@ class Life(Bound[C_co]):
         `timeout` in seconds; `progress(share)` is told now and then how much is done, 0 to 1.
         Raises TimeoutError when the time is up, and IndexNotFoundError.
         """
-        limit = seconds("timeout", timeout)
+        yield from self._until_whole(seconds("timeout", timeout), progress)
+
+    def _until_whole(self, limit: float, progress: Callable[[float], object] | None) -> Op[None]:
         until = (yield from Now()) + limit
         pause = 0.005
         while True:
@@ -194,27 +206,15 @@ class Life(Bound[C_co]):
         """Take an alias away. Raises ReplyError if there is none of this name."""
         return Command(("FT.ALIASDEL", indexed_key_part("name", name)))
 
-    def _manifest(self, name: str) -> Op[str]:
-        """Return the fingerprint of the embedder that the live index is for, '' if not known."""
-        return (yield from read_manifest(name)) if self.embedder else ""
-
     def _drop_manifest(self) -> Op[None]:
         with suppress(NoPermissionError):  # a user of this prefix only
             yield from commands.unlink([MANIFESTS + self.name])
 
-    def _require_whole(self) -> Op[None]:
-        """Raise PartialResultError if the index is being built: it would show a part only."""
+    def _wait_until_whole(self) -> Op[None]:
+        """Wait for an index that is being built: it would show a part only."""
         if not self._known.settled:
-            with suppress(NoPermissionError):
-                info = yield from query.info(self.name)
-                if info.indexing or info.percent_indexed < 1.0:
-                    raise PartialResultError(BEING_BUILT.format(info.percent_indexed))
-            self._known.settled = True
-
-    def _other_embedder(self, live: str) -> list[str]:
-        if not live or live == self.embedder:
-            return []
-        return [f"its vectors are by the embedder {live!r}, not {self.embedder!r}"]
+            with suppress(NoPermissionError):  # then it cannot be known
+                yield from self._until_whole(60.0, None)
 
     def _server(self) -> Op[ServerInfo]:
         if self._known.server is None:

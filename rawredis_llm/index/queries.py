@@ -30,7 +30,6 @@ from ..search.replies import (
 from ..search.schema import Schema
 from ..search.vectors import as_matrix, as_vector
 from .documents import Documents
-from .life import BEING_BUILT
 from .rows import SearchResult
 
 if TYPE_CHECKING:
@@ -436,6 +435,8 @@ class Queries(Documents[C_co]):
             return self._decoder.near
         if isinstance(fields, str):
             raise TypeError("return_fields must be a list of names, not one name")
+        if any(str(name).upper() == "AS" for name in fields or ()):
+            raise ValueError("return_fields: the server reads AS as a word of its own")
         names = (
             self._decoder.plain
             if fields is None
@@ -489,7 +490,7 @@ class Queries(Documents[C_co]):
             self._known.settled = True
         else:
             for result in results:
-                result.warnings.append(BEING_BUILT.format(info.percent_indexed))
+                result.warnings.append(f"the index is being built: {info.percent_indexed:.1%} done")
                 if hasattr(result, "partial"):
                     result.partial = True
 

@@ -45,10 +45,11 @@ class Transfer(Migration[C_co]):
         """
         total = yield from self._planned().count(filter)
         files = yield from Call(_Files, path, self.schema.vector.dim, self.schema.vector.dtype)
+        page = self._pages(filter)
         try:
             cursor = b"0"
             while True:
-                cursor, rows = yield from self._page(filter, cursor)
+                cursor, rows = yield from page(cursor)
                 keys = [self.prefix + row.id for row in rows]
                 left = yield from Batch([("PTTL", key) for key in keys])
                 yield from Call(files.write, rows, left)

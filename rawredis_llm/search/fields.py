@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable
 from hashlib import blake2b
+from itertools import pairwise
 from typing import Any, ClassVar, Final
 
 from .filters import (
@@ -173,7 +174,8 @@ class Text(Field):
 
     def _words(self, method: str, text: str, *, phrase: bool) -> Filter:
         words = Words(self.name, tuple(split_words(text, self.name)), phrase)
-        return leaf(words, self.name, "TEXT", f"{self._called()}.{method}({text!r})")
+        shown = f"{self._called()}.{method}({str.__str__(text)!r})"
+        return leaf(words, self.name, "TEXT", shown)
 
     def prefix(self, text: str) -> Filter:
         """Return the filter of documents with a word that begins so (two letters at least).
@@ -203,7 +205,8 @@ class Text(Field):
         return self._part("fuzzy", word, f"{around}{{}}{around}", more=f", {distance}")
 
     def _part(self, method: str, text: str, form: str, allowed: str = "", more: str = "") -> Filter:
-        query = form.format(word_part(text, self.name, f"a {method}", allowed))
+        text = word_part(text, self.name, f"a {method}", allowed)
+        query = form.format(text)
         shown = f"{self._called()}.{method}({text!r}{more})"
         return leaf(f"@{self.name}:({query})", self.name, "TEXT", shown)
 
@@ -233,8 +236,10 @@ class Tag(Field):
         indexmissing: bool = False,
         path: str | None = None,
     ) -> None:
-        if not isinstance(separator, str) or len(separator) != 1 or not " " <= separator <= "~":
-            raise ValueError(f"separator must be one printable ASCII character, not {separator!r}")
+        if not isinstance(separator, str) or not re.fullmatch(
+            r"[\x01-\x09\x0b\x0c\x0e-\x7f]", separator
+        ):
+            raise ValueError(f"separator must be one ASCII character, not {separator!r}")
         given = {"casesensitive": case_sensitive, "withsuffixtrie": withsuffixtrie}
         given |= {"sortable": sortable, "indexempty": indexempty, "indexmissing": indexmissing}
         super().__init__(name, path, **given)
@@ -403,6 +408,7 @@ class Geo(_Sortable):
 class GeoShape(Field):
     """A point or a polygon, as WKT: `POINT(1 2)`, `POLYGON((0 0, 0 9, 9 9, 0 0))`.
 
+    A polygon's sides must not cross: the server stores such a one and finds it by nothing.
     `coord_system` is spherical (degrees, longitude first; the default) or flat.
     """
 
@@ -438,6 +444,13 @@ class GeoShape(Field):
         """Return WKT; raise where the server would drop the document."""
         if not isinstance(value, str) or not _WKT.fullmatch(value):
             raise ValueError(f"geoshape {self.name!r} takes POINT(x y) or POLYGON((x y, ...)) text")
+        for ring in re.findall(r"\(([^()]*)\)", value.removeprefix("POINT")):
+            points = [tuple(map(float, point.split())) for point in ring.split(",")]
+            area = sum(a[0] * b[1] - b[0] * a[1] for a, b in pairwise(points))
+            if len(points) > 1 and (points[0] != points[-1] or area == 0):
+                raise ValueError(
+                    f"geoshape {self.name!r}: a polygon ends where it began, round an area"
+                )
         return value
 
     def within(self, shape: str) -> Filter:

@@ -206,7 +206,7 @@ def split_words(text: Any, field: str) -> list[str]:
     """Return the words of a text as the server splits them; raise ValueError if there are none."""
     if not isinstance(text, str):
         raise TypeError(f"text {field!r} takes text, not {type(text).__name__}")
-    found = [word for word in _SEPARATORS.split(text) if word]
+    found = [word for word in _SEPARATORS.split(str.__str__(text)) if word]
     if not found:
         raise ValueError(f"text {field!r}: no word to search for")
     return found
@@ -235,12 +235,13 @@ def any_word(text: str, stop_words: Collection[str]) -> str:
 
 def word_part(text: Any, field: str, name: str, allowed: str = "") -> str:
     """Return one word of two letters at least, in which `allowed` characters may stand."""
-    plain = text.translate(dict.fromkeys(map(ord, allowed))) if isinstance(text, str) else ""
+    part: str = str.__str__(text) if isinstance(text, str) else ""  # of an enumeration its value
+    plain = part.translate(dict.fromkeys(map(ord, allowed)))
     if len(plain) < 2 or split_words(plain, field) != [plain]:
         raise ValueError(f"text {field!r}: {name} is one word of two letters or more")
-    if len(text.encode()) > LONGEST_WORD:
+    if len(part.encode()) > LONGEST_WORD:
         raise ValueError(f"text {field!r}: no word of more than {LONGEST_WORD} bytes is indexed")
-    return str(text)
+    return part
 
 
 def tag_filter(field: str, values: Iterable[str], shown: str) -> Filter:

@@ -178,7 +178,7 @@ def found_keys(reply: Any) -> list[bytes]:
     """Return the keys in the reply to an FT.SEARCH without contents."""
     keys: Any = None
     if isinstance(reply, dict) and type(reply.get(b"results")) is list:
-        total_results(reply)
+        total_results(reply), _warnings(reply)
         keys = [row.get(b"id") if type(row) is dict else None for row in reply[b"results"]]
     elif isinstance(reply, list) and reply and type(reply[0]) is int:
         keys = reply[1:]
@@ -191,7 +191,7 @@ def found_keys(reply: Any) -> list[bytes]:
 def _warnings(reply: dict[bytes, Any], name: bytes = b"warning") -> list[str]:
     warnings = reply.get(name, [])
     if type(warnings) is not list or not set(map(type, warnings)) <= {bytes}:
-        raise TypeError
+        raise _unknown("a search", reply)
     return [_text(text) for text in warnings]
 
 

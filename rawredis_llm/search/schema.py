@@ -328,7 +328,7 @@ def _differences(its: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    return {None: "no", True: "yes"}.get(value) or str(value).lower()
+    return "no" if value is None else "yes" if value is True else str(value).lower()
 
 
 def _told(live: Mapping[str, str], *, json: bool) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def as_vector(
     if len(array) == 0:
         raise ValueError(f"{name} has no dimensions")
     # For one vector a dot product is the cheapest proof; only a doubtful one is looked at closely.
-    if array.dtype.itemsize == 1 or not _LEAST < float(np.vdot(array, array)) < np.inf:
+    if array.dtype.itemsize == 1 or not _SAFE[0] < float(np.vdot(array, array)) < _SAFE[1]:
         _check(array[np.newaxis], metric, name)
     return _bfloat16(array) if dtype == "bfloat16" else array
 
@@ -153,14 +153,16 @@ def _rounded(numbers: Array) -> Array:
     bits = array.view("<u4").astype("<i8")
     # What float32 rounded to half-way lay on one of its sides.
     half = (bits & 0xFFFF) == 0x8000
-    bits += half * np.sign(np.abs(numbers) - np.abs(array.astype("<f8"))).astype("<i8")
+    with np.errstate(invalid="ignore"):
+        side = np.sign(np.abs(numbers) - np.abs(array.astype("<f8")))
+    bits += np.where(half, side, 0).astype("<i8")
     bits += 0x7FFF + ((bits >> 16) & 1)
     rounded = (bits & 0xFFFF0000).astype("<u4").view("<f4")
     # The carry would make some NaNs infinite or zero; what is not finite stays as it is.
     return np.where(np.isfinite(array), rounded, array)
 
 
-_LEAST: Final = 2.0**-100  # a squared length; below it the squares of parts lose their digits
+_SAFE: Final = (2.0**-99, 2.0**126)  # squared lengths that no type has a doubt about
 
 
 def _bfloat16(array: Array) -> Array:
@@ -172,14 +174,16 @@ def _check(matrix: Array, metric: str, name: str) -> None:
     # isfinite() and any(). The server sums float16 as float32, so half of the numbers must not
     # overflow here.
     precision = np.float64 if matrix.dtype.itemsize in (1, 8) else np.float32
+    limits = np.finfo(precision)
+    least = limits.tiny * 1024  # below it the squares of a vector's parts lose their digits
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix, dtype=precision)
-        suspects = np.flatnonzero(~((squares > _LEAST) & (squares < np.inf)))
+        suspects = np.flatnonzero(~((squares > least) & (squares < limits.max / 2)))
     for row in suspects:
         where = f"row {row} of {name}" if len(matrix) > 1 else name
         if not np.isfinite(matrix[row]).all():
             raise ValueError(f"{where} is not finite; Redis would store it and search wrongly")
-        if metric == "cosine" and squares[row] <= _LEAST:
+        if metric == "cosine" and squares[row] <= least:
             raise ValueError(f"{where} has a length of zero, or nearly: it has no direction")
-        if metric != "l2" and not squares[row] < np.inf:
+        if metric != "l2" and not squares[row] < limits.max / 2:
             raise ValueError(f"{where} has a length of infinity for the server, so no distances")
