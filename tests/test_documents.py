@@ -387,7 +387,6 @@ def test_scan_cannot_be_planned() -> None:
 
 UNFINISHED: dict[str, Callable[[Any, Any], int]] = {
     "scan": lambda index, _: len(list(index.scan())),
-    "count": lambda index, _: int(index.count()),
     "export": lambda index, path: int(index.export(path / "docs.jsonl")),
     "reindex": lambda index, _: int(index.reindex(VectorIndex(index.client, "new", FIELDS))),
     "update_where": lambda index, _: int(index.update_where(Numeric("year") >= 0, {"year": 1})),

@@ -52,6 +52,7 @@ SEARCH: list[tuple[str, str, type[ReplyError]]] = [
     ("FT.DROPINDEX", "Unknown Index name", errors.IndexNotFoundError),
     ("FT.DROPINDEX", "nope: no such index", errors.IndexNotFoundError),
     ("FT.CREATE", "Index already exists", errors.IndexExistsError),
+    ("FT.SEARCH", "Timeout limit was reached", errors.SearchTimeoutError),
     (
         "FT.SEARCH",
         "query vector blob size (512) does not match index's expected size (256).",

@@ -52,6 +52,9 @@ class Application:
         redis.do(self.exact.store(QUESTION, "330 m", "m"))
         redis.do(self.semantic.store(QUESTION, "330 metres", "m"))
         redis.do(self.memory.save("I am in Paris", "lovely"))
+        # An index is asked once, with the first search, whether it is being built.
+        redis.do(self.index.wait_until_indexed())
+        redis.do(self.memory.load("Paris"))
 
     def same(self, results: list[Any]) -> list[Any]:
         """Return results without the ages of hits, which pass."""
@@ -166,6 +169,7 @@ def test_writes_of_many_steps_walk_together(redis: Redis, app: Application) -> N
         "HSET": 6,
         "XADD": 2,
         "FT.CREATE": 6,
+        "FT.SEARCH": 1,  # whether what the memory saved is indexed
     }
     assert [redis.do(app.exact.lookup(f"p{i}")).response for i in range(5)] == [
         f"r{i}" for i in range(5)

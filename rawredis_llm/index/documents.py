@@ -21,7 +21,7 @@ from ..errors import (
 from ..keys import milliseconds
 from ..protocol import commands
 from ..protocol.client import iterated
-from ..protocol.operation import Batch, C_co, Call, Command, Op, Runnable, operation
+from ..protocol.operation import Batch, C_co, Call, Command, Op, operation
 from ..search import query
 from ..search.filters import Filter, whole_number
 from ..search.replies import aggregate_reply, found_keys, total_results
@@ -173,15 +173,10 @@ class Documents(Life[C_co]):
         return len(names) if dry_run else (yield from self._delete(names))
 
     @operation
-    def count(self, filter: Filter | None = None) -> Runnable[int]:  # noqa: A002 - the API's name
-        """Return how many documents are indexed, or match the filter; see `scan` for waiting."""
+    def count(self, filter: Filter | None = None) -> Command[int]:  # noqa: A002 - the API's name
+        """Return how many documents are indexed by now, or match the filter."""
         text = self.schema.check_filter(filter)
-        command = query.count(self.name, text, () if filter is None else filter.params)
-        return command if self._known.settled else self._once_whole(command)
-
-    def _once_whole(self, command: Command[int]) -> Op[int]:
-        yield from self._wait_until_whole()
-        return (yield from command)
+        return query.count(self.name, text, () if filter is None else filter.params)
 
     @iterated
     def scan(self, filter: Filter | None = None) -> Iterator[Row]:  # noqa: A002 - the API's name

@@ -80,7 +80,7 @@ def as_vector(
     return _bfloat16(array) if dtype == "bfloat16" else array
 
 
-def to_blob(vector: Any, dtype: str = "float32", *, metric: str = "ip") -> bytes:
+def to_blob(vector: Any, dtype: str = "float32", *, metric: str = "l2") -> bytes:
     """Return one vector's little-endian bytes, as HSET and PARAMS take them.
 
     Raises TypeError if it is not numeric, ValueError if it is not finite or, with
@@ -175,7 +175,7 @@ def _check(matrix: Array, metric: str, name: str) -> None:
     # overflow here.
     precision = np.float64 if matrix.dtype.itemsize in (1, 8) else np.float32
     limits = np.finfo(precision)
-    least = limits.tiny * 1024  # below it the squares of a vector's parts lose their digits
+    least = limits.tiny  # below it the squares of a vector's parts lose their digits
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
         squares = np.einsum("ij,ij->i", matrix, matrix, dtype=precision)
         suspects = np.flatnonzero(~((squares > least) & (squares < limits.max / 2)))
