@@ -24,7 +24,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from bench.conftest import RIVAL, Bare, Contender, Run, installed
 from rawredis_llm import Client, Numeric, Tag, Text, Vector, VectorIndex
-from rawredis_llm.protocol.operation import Command
+from rawredis_llm.protocol.operation import steps_of
 from rawredis_llm.protocol.resp import encode
 
 FLOOR = "ready bytes, socket + hiredis"
@@ -153,9 +153,10 @@ class _FlatFloor(_Floor):
 def _request(documents: Documents, vector: Any, k: int) -> bytes:
     """Return the bytes by which ours asks for the nearest documents."""
     with Client() as client:  # it never connects
-        command = documents.index(client).plan.search(vector, k)
-    assert isinstance(command, Command)
-    return encode(command.args)
+        request: Any = next(steps_of(documents.index(client).plan.search(vector, k)))
+    # The first search of an index object asks with the same write whether it is being built.
+    _, queries = request.members
+    return encode(queries.members[0].args)
 
 
 class _Ours(Searcher):
@@ -179,6 +180,17 @@ class _Ours(Searcher):
 
     def close(self) -> None:
         self._client.close()
+
+
+class _OursFlat(_Ours):
+    name = f"{OURS}, RESP2"
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self._client = Client(url, protocol=2)
+
+    def load(self, documents: Documents) -> None:
+        return None
 
 
 class _OneByOne(_Ours):
@@ -301,4 +313,4 @@ def searchers(url: str) -> list[Searcher]:
     """Return all that are installed, connected to a server."""
     rivals: dict[str, type[_RedisPy | _RedisVL]] = {"redis": _RedisPy, "redisvl": _RedisVL}
     there = [make(url) for module, make in rivals.items() if installed(module)]
-    return [_Floor(url), _FlatFloor(url), _Ours(url), _OneByOne(url), *there]
+    return [_Floor(url), _FlatFloor(url), _Ours(url), _OursFlat(url), _OneByOne(url), *there]

@@ -122,7 +122,7 @@ class Queries(Documents[C_co]):
             return ((*head, blob, *tail) for blob in blobs)
 
         before, after = ([str(part).encode() for part in parts] for parts in (head, tail))
-        queries = Ready(with_each(before, blobs, after), "FT.SEARCH", each)
+        queries = Ready(with_each(before, blobs, after), ["FT.SEARCH"] * len(matrix), each)
         return (yield from self._answers(queries, options, first.value))
 
     @operation

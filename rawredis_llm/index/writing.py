@@ -117,8 +117,8 @@ class Encoder:
             texts = zip(keys, self._texts(part), strict=True)
             sets = [("JSON.SET", key, "$", text) for key, text in texts]
             everything = [("DEL", *keys), *sets, (*asked, *keys, *_COUNT), *lives]
-            wire = encode_many(everything)
-            return Ready(wire, "DEL+JSON.SET", lambda: everything, raise_errors=False)
+            wire, names = encode_many(everything), [one[0] for one in everything]
+            return Ready(wire, names, lambda: everything, raise_errors=False)
         columns = [(name.encode(), column) for name, column in part.columns.items()]
         blobs = part.matrix.view(np.uint8).reshape(len(keys), -1)
         name = self.vector.name.encode()
@@ -140,7 +140,8 @@ class Encoder:
         portions = hset_portions(keys, name, blobs, columns, before, after)
         portions[0] = (portions[0][0], portions[0][1] + 1)
         portions[-1] = (portions[-1][0], portions[-1][1] + 1 + len(lives))
-        return Ready(portions, "DEL+HSET", again, raise_errors=False)
+        names = ["DEL", *["HSET"] * len(keys), "FT.SEARCH", *["PEXPIRE"] * len(lives)]
+        return Ready(portions, names, again, raise_errors=False)
 
     def change(self, key: str, fields: Mapping[str, Any], vector: Any = None) -> Command[int]:
         """Return the command that changes fields of a document, if it is there; None: away."""

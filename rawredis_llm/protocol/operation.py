@@ -233,15 +233,16 @@ def _executed(replies: Sequence[Any], batch: Batch) -> Sequence[Any]:
 class Ready(Batch):
     """A batch of raw replies whose bytes were made beforehand, in portions with their widths.
 
-    `commands` makes the same commands anew, for who must see them one by one.
+    `names` are those of its commands. `commands` makes the same commands anew, for who must see
+    them one by one.
     """
 
-    __slots__ = ("_portions", "commands", "name")
+    __slots__ = ("_portions", "commands", "names")
 
     def __init__(
         self,
         portions: Portions,
-        name: str,
+        names: Sequence[str],
         commands: Callable[[], Iterable[tuple[Any, ...]]],
         *,
         raise_errors: bool = True,
@@ -249,7 +250,7 @@ class Ready(Batch):
         self._portions = portions
         self._kinds = {tuple}
         self.commands = commands
-        self.name = name  # type: ignore[misc]  # here it is no property
+        self.names = names
         self.atomic = self.executes = False
         self.raise_errors = raise_errors
         self.waits = 0.0
@@ -260,9 +261,27 @@ class Ready(Batch):
         """The commands."""
         return tuple(self.commands())
 
+    @property
+    def name(self) -> str:
+        """The names of its commands, each once, in order."""
+        return "+".join(dict.fromkeys(self.names))
+
     def encode(self) -> Portions:
         """Return the portions."""
         return self._portions
+
+    def result(self, replies: Sequence[Any]) -> list[Any]:
+        """Return the replies, errors in their places; or raise the first error."""
+        if len(replies) != self.width:  # a fault of ours, which must not become a wrong answer
+            raise ProtocolError(f"{len(replies)} replies to {self.width} commands")
+        values = list(replies)
+        if any(issubclass(kind, ReplyError) for kind in set(map(type, values))):
+            for at, reply in enumerate(values):
+                if isinstance(reply, ReplyError):
+                    values[at] = reply_error(reply.message, self.names[at], reply.address)
+                    if self.raise_errors:
+                        raise values[at]
+        return values
 
 
 @dataclass(eq=False, repr=False, slots=True)

@@ -124,7 +124,10 @@ def refusal(reply: Any, what: Sent) -> ReplyError | None:
     if not isinstance(what, Batch):
         refused = isinstance(reply, ReplyError) and not _may_be_a_scripts(reply, what)
         return reply if refused else None
-    if not isinstance(reply[-1], ReplyError) or _may_be_a_scripts(reply[0], what):
+    refused = isinstance(reply[-1], ReplyError) and (
+        what.atomic or isinstance(reply[0], ReplyError)
+    )
+    if not refused or _may_be_a_scripts(reply[0], what):
         return None
     refusals = [one for one in reply if isinstance(one, ReplyError)]
     if what.atomic and isinstance(reply[-1], errors.ExecAbortError):
