@@ -114,7 +114,7 @@ ARRAYS: list[npt.NDArray[Any]] = [
     np.arange(10)[::-3],
     np.array([]),
     np.ma.masked_array([1, 2, 3], [False, True, False]),
-    np.rec.array([(1, 2.0)]),
+    np.array([(1, 2.0)], dtype=[("a", int), ("b", float)]),
 ]
 
 

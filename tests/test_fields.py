@@ -447,7 +447,7 @@ REFUSED: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "radius must be above 0", lambda: place.within(0, 0, math.inf)),
     (ValueError, "NaN", lambda: place.within(0, 0, math.nan)),
     (ValueError, "NaN", lambda: place.within(math.nan, 0, 1)),
-    (ValueError, "NaN", lambda: place.within(0, np.float32(math.nan), 1)),
+    (ValueError, "NaN", lambda: place.within(0, float(np.float32(math.nan)), 1)),
     (ValueError, "doubles", lambda: place.within(0, 0, HUGE)),
     (ValueError, "no .longitude, latitude", lambda: place.within(180.1, 0, 1)),
     (ValueError, "no .longitude, latitude", lambda: place.within(0, 85.06, 1)),

@@ -169,7 +169,7 @@ def flat(value: Any) -> Any:
     return [flat(part) for part in value] if isinstance(value, list) else value
 
 
-def planned() -> VectorIndex[Any]:
+def planned() -> Any:
     """Return an index whose methods return ops, and which is known to be complete."""
     index = VectorIndex(Client("redis://127.0.0.1:1/0"), "docs", FIELDS)
     index._known.settled = True
@@ -356,7 +356,7 @@ def test_diverse_chooses_the_best_of_what_is_left(
 def test_mmr_is_as_defined(redis: Redis, relevance: float, options: dict[str, Any]) -> None:
     index = make(redis)
     for k in (1, 5, 12):
-        filtered = {"filter": options.get("filter")}
+        filtered: dict[str, Any] = {"filter": options.get("filter")}
         wide = options.get("candidates", max(4 * k, 20))
         pool = redis.do(index.search(query(), wide, include_vectors=True, **filtered)).rows
         places = {row.id: i for i, row in enumerate(pool)}
@@ -397,5 +397,6 @@ def test_mmr_costs_one_round_trip(redis: Redis) -> None:
 def test_a_bad_argument_of_mmr_is_refused(
     options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    given: dict[str, Any] = {"vector": [1.0] * DIM, **options}
     with Client("redis://127.0.0.1:1/0") as client, pytest.raises(error, match=message):
-        VectorIndex(client, "docs", FIELDS).mmr(**{"vector": [1.0] * DIM, **options})
+        VectorIndex(client, "docs", FIELDS).mmr(**given)

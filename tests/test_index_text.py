@@ -237,8 +237,9 @@ def test_a_text_without_words_is_refused(query: str) -> None:
 def test_a_bad_argument_is_refused(
     options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
+    given: dict[str, Any] = {"query": "cat", **options}
     with Client("redis://127.0.0.1:1/0") as client, pytest.raises(error, match=message):
-        VectorIndex(client, "docs", FIELDS).text(**{"query": "cat", **options})
+        VectorIndex(client, "docs", FIELDS).text(**given)
 
 
 def test_an_index_without_texts_has_none_to_search() -> None:

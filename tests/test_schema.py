@@ -33,7 +33,9 @@ VEC = Vector("vec", 4)
 
 # -- to_dict and from_dict -----------------------------------------------------------------------
 
-NAMES = st.from_regex(r"[a-z][A-Za-z0-9_]{0,8}", fullmatch=True)
+NAMES = st.from_regex(r"[a-z][A-Za-z0-9_]{0,8}", fullmatch=True).filter(
+    lambda name: name.upper() not in {"AS", "SORTABLE", "UNF", "NOINDEX", "INDEXMISSING"}
+)
 FLAG = st.booleans()
 COUNT = st.integers(1, 500)
 PATH = st.none() | NAMES.map(lambda name: f"$.a.{name}")
@@ -208,7 +210,7 @@ EVERY: list[Field] = [
     *combined(GeoShape, coord_system=["flat", "spherical"], indexmissing=BOTH),
 ]
 VECTORS_2_10 = [
-    Vector("vec", 4, metric=metric, algorithm=algorithm, dtype=dtype, indexmissing=missing, **given)
+    Vector("vec", 4, metric=metric, algorithm=algorithm, dtype=dtype, indexmissing=missing, **given)  # pyright: ignore[reportArgumentType]
     for metric in ("cosine", "l2", "ip")
     for dtype in ("float32", "float64", "float16", "bfloat16")
     for missing in BOTH

@@ -178,7 +178,8 @@ def found_keys(reply: Any) -> list[bytes]:
     """Return the keys in the reply to an FT.SEARCH without contents."""
     keys: Any = None
     if isinstance(reply, dict) and type(reply.get(b"results")) is list:
-        total_results(reply), _warnings(reply)
+        total_results(reply)
+        _warnings(reply)
         keys = [row.get(b"id") if type(row) is dict else None for row in reply[b"results"]]
     elif isinstance(reply, list) and reply and type(reply[0]) is int:
         keys = reply[1:]
