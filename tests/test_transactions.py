@@ -499,3 +499,20 @@ def test_a_connection_that_is_lost_before_the_end_lets_it_begin_anew(
 
     assert asyncio.run(main()) == [1, 1]
     assert len(runs) == 2
+
+
+def test_a_watch_that_is_refused_is_named(redis: Redis) -> None:
+    admin = redis.client
+    redis.do(admin.call("ACL", "SETUSER", "unwatched", "on", ">pw", "~*", "+@all", "-watch"))
+    client = redis.connect(username="unwatched", password="pw", retry=None)
+
+    def nothing() -> Any:
+        yield from Command(("GET", "k"))
+        return []
+
+    try:
+        with pytest.raises(errors.NoPermissionError) as caught:
+            redis.do(client.transaction(nothing, watch=["k"]))
+        assert caught.value.command == "WATCH"
+    finally:
+        redis.do(admin.call("ACL", "DELUSER", "unwatched"))

@@ -446,9 +446,7 @@ def reading(op: Any) -> Any:
 
 def _stateful(*args: Any) -> Batch:
     """Return what sends a command that is refused but to who has the connection alone."""
-    batch = Ready(encode_many([args]), args[0], lambda: [args])
-    batch.raise_errors = True
-    return batch
+    return Ready(encode_many([args]), [args[0]], lambda: [args])
 
 
 def transaction(
