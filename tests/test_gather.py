@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,6 +24,7 @@ from rawredis_llm import (
     VectorMemory,
     errors,
 )
+from rawredis_llm.protocol.operation import Call, Pause
 
 if TYPE_CHECKING:
     from conftest import Redis
@@ -239,3 +241,23 @@ def test_without_a_server_each_op_follows_its_own_policy(
     assert isinstance(error, errors.ConnectError)
     assert isinstance(history, errors.ConnectError)
     assert len(caplog.records) == 1
+
+
+def test_functions_that_block_and_waits_walk_along(redis: Redis) -> None:
+    threads: list[int] = []
+
+    def work(number: int) -> int:
+        threads.append(threading.get_ident())
+        return number // (3 - number)
+
+    def steps(number: int) -> Any:
+        yield from Pause(0.001)
+        yield from Command(("SET", f"k{number}", number))
+        return (yield from Call(work, number))
+
+    results = redis.do(redis.client.gather([steps(i) for i in range(5)], raise_errors=False))
+    assert [results[i] for i in (0, 1, 2, 4)] == [0, 0, 2, -4]
+    assert isinstance(results[3], ZeroDivisionError)
+    assert redis.do(redis.client.call("DBSIZE")) == 5
+    # Not in the thread of the event loop, which it would stop.
+    assert (threading.get_ident() in threads) == (redis.kind == "sync")
