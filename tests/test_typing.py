@@ -70,6 +70,7 @@ def test_mypy_sees_three_colours(tmp_path: Path) -> None:
     found = [simple(line) for line in lines if "Revealed type" in line]
     assert found == REVEALED, run.stdout + run.stderr
     errors = [line for line in lines if ": error:" in line and "unused-coroutine" not in line]
+    assert len(errors) == 1, errors
     [error] = errors  # the last line's, and nothing else
     assert 'Argument "model" has incompatible type "int"; expected "str"' in error
 

@@ -117,7 +117,8 @@ class _Files:
         shape = (self._rows, self._dim)
         described = {"descr": self._dtype.str, "fortran_order": False, "shape": shape}
         # numpy leaves room in its header for a longer shape, so it can be written again in place.
-        np.lib.format.write_array_header_1_0(self._vectors, described)
+        write_header: Any = np.lib.format.write_array_header_1_0  # not every numpy types it
+        write_header(self._vectors, described)
 
     def write(self, rows: Sequence[Row], left: Sequence[int]) -> None:
         """Write documents with the milliseconds that they have left."""
