@@ -25,6 +25,7 @@ from rawredis_llm import (
     VectorIndex,
     errors,
 )
+from rawredis_llm.protocol.operation import watched
 from rawredis_llm.server import _find_module, _find_server
 
 if TYPE_CHECKING:
@@ -254,6 +255,22 @@ def test_an_alias_is_not_created_over(client: Client) -> None:
     index.alias("current")
     VectorIndex(client, "current", [VEC], prefix="docs:").create(exist_ok=True)
     assert client.call("FT._LIST") == [b"docs"]
+
+
+def test_who_loses_the_race_to_create_leaves_the_winners_embedder(client: Client) -> None:
+    winner = VectorIndex(client, "docs", [VEC], embedder="theirs")
+    loser = VectorIndex(client, "docs", [VEC], embedder="ours")
+    raced: list[bool] = []
+
+    def see(request: Any) -> None:
+        if getattr(request, "name", "") == "FT.CREATE" and not raced:
+            raced.append(True)
+            winner.create()
+
+    with pytest.raises(errors.IndexMismatchError, match="by the embedder 'theirs', not 'ours'"):
+        client.run(watched(loser.plan.create(exist_ok=True), see))
+    assert raced
+    assert VectorIndex.open(client, "docs").embedder == "theirs"
 
 
 # -- what the server does not have ---------------------------------------------------------------

@@ -184,8 +184,8 @@ class Documents(Life[C_co]):
 
         With a filter they are those that match when it begins. Without, one that is written
         meanwhile may come twice or not at all, and the server forgets an iteration that rests for
-        five minutes: then ReplyError is raised. While the index is being
-        built, the first page waits up to a minute, then TimeoutError is raised.
+        five minutes: then ReplyError is raised. While the index is being built, the first page
+        waits up to a minute, then TimeoutError is raised.
         """
         self.schema.check_filter(filter)
         client: Any = self.client

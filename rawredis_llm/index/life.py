@@ -13,6 +13,7 @@ from typing import Any
 
 from ..embedding import as_embedder
 from ..errors import (
+    IndexExistsError,
     IndexMismatchError,
     IndexNotFoundError,
     NoPermissionError,
@@ -97,9 +98,14 @@ class Life(Bound[C_co]):
             return
         if there is not None and there.name != self.name:  # whose place the new index would take
             raise IndexMismatchError(f"{self.name!r} is an alias of the index {there.name!r}")
-        # Somebody else may be as far.
-        create = query.ensure_index if exist_ok else query.create_index
-        yield from create(self.name, self.prefixes, self.schema)
+        try:
+            yield from query.create_index(self.name, self.prefixes, self.schema)
+        except IndexExistsError:
+            if not exist_ok:
+                raise
+            # Somebody else was as far; what they wrote down of their embedder stays.
+            yield from self._compare((yield from query.info(self.name)))
+            return
         if self.embedder:
             text = to_json("embedder", {"embedder": self.embedder})
             yield from commands.set_value(MANIFESTS + self.name, text)
@@ -162,7 +168,7 @@ class Life(Bound[C_co]):
             info = yield from query.info(self.name)
             if progress is not None:
                 progress(info.percent_indexed)
-            if not info.indexing and info.percent_indexed >= 1.0:
+            if info.whole:
                 self._known.settled = True
                 return
             if (yield from Now()) + pause > until:

@@ -90,10 +90,8 @@ class Migration(Queries[C_co]):
         yield from route.new.create(exist_ok=True)
         total = yield from self._planned().count()
         cursor, copied, writing = b"0", 0, Writing()
-        kind, keys_of = (
-            ("ReJSON-RL" if self.schema.json else "hash"),
-            f"{escape_glob(self.prefix)}*",
-        )
+        kind = "ReJSON-RL" if self.schema.json else "hash"
+        keys_of = f"{escape_glob(self.prefix)}*"
         while True:
             # By SCAN and not through the index: a document that is written anew meanwhile has moved
             # to the end of the index, and not in the keyspace.

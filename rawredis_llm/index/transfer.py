@@ -123,16 +123,14 @@ class _Files:
     def write(self, rows: Sequence[Row], left: Sequence[int]) -> None:
         """Write documents with the milliseconds that they have left."""
         for row, ttl in zip(rows, left, strict=True):
-            line: dict[str, Any] = {"id": row.id, "fields": {}, "vector": None, "ttl": None}
-            line["fields"] = {name: _written(value) for name, value in row.fields.items()}
+            if ttl == _GONE:
+                continue
+            fields = {name: _written(value) for name, value in row.fields.items()}
+            line = {"id": row.id, "fields": fields, "vector": None, "ttl": ttl if ttl > 0 else None}
             if row.vector is not None:
                 line["vector"] = self._rows
                 self._vectors.write(np.ascontiguousarray(row.vector, self._dtype).tobytes())
                 self._rows += 1
-            if ttl == _GONE:
-                continue
-            if ttl > 0:
-                line["ttl"] = ttl
             self._lines.write(to_json("fields", line).encode() + b"\n")
             self.written += 1
 

@@ -222,6 +222,11 @@ class IndexInfo:
     memory_mb: float
     raw: dict[str, Any]
 
+    @property
+    def whole(self) -> bool:
+        """Whether all documents that were there before the index are in it."""
+        return not self.indexing and self.percent_indexed >= 1.0
+
 
 def index_info(reply: Any) -> IndexInfo:
     """Return an FT.INFO reply, which is a map in RESP3 and a flat list in RESP2."""
