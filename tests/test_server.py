@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib.util
 import os
@@ -69,6 +70,16 @@ def wait_for(condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.01)
     return condition()
+
+
+def is_free(folder: Path) -> bool:
+    """Return whether no server holds the folder."""
+    with (folder / ".rawredis.lock").open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 def executable(path: Path, text: str) -> Path:
@@ -511,6 +522,7 @@ def test_a_killed_owners_server_holds_its_folder_until_it_is_gone(tmp_path: Path
         heir.start()
     os.kill(server, signal.SIGCONT)
     assert wait_for(lambda: not Path(url.removeprefix("unix://")).parent.exists())
+    assert wait_for(lambda: is_free(tmp_path))  # whoever took the socket away goes a moment later
     with heir:
         assert ask(heir.url, "PING") == b"+PONG\r\n"
 
