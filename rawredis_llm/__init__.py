@@ -10,8 +10,13 @@ if TYPE_CHECKING:
     from . import errors as errors
     from .aio.client import AsyncClient as AsyncClient
     from .cache import CacheHit as CacheHit
+    from .cache import CacheStats as CacheStats
     from .cache import LLMCache as LLMCache
+    from .caching.calibration import Calibration as Calibration
+    from .caching.guards import extractor as extractor
+    from .caching.identity import fingerprint as fingerprint
     from .embedding import HashingEmbedder as HashingEmbedder
+    from .embedding_cache import EmbeddingCache as EmbeddingCache
     from .errors import RedisError as RedisError
     from .history import ChatHistory as ChatHistory
     from .history import Message as Message
@@ -33,17 +38,23 @@ if TYPE_CHECKING:
     from .search.filters import Raw as Raw
     from .search.schema import Schema as Schema
     from .search.schema import Vector as Vector
+    from .semantic_cache import Lookup as Lookup
     from .semantic_cache import SemanticCache as SemanticCache
     from .server import EmbeddedServer as EmbeddedServer
     from .sync.client import Client as Client
+    from .tiered_cache import TieredCache as TieredCache
     from .vector_index import Row as Row
     from .vector_index import SearchResult as SearchResult
     from .vector_index import VectorIndex as VectorIndex
 
 _NAMES = {
     "aio.client": ("AsyncClient",),
-    "cache": ("CacheHit", "LLMCache"),
+    "cache": ("CacheHit", "CacheStats", "LLMCache"),
+    "caching.calibration": ("Calibration",),
+    "caching.guards": ("extractor",),
+    "caching.identity": ("fingerprint",),
     "embedding": ("HashingEmbedder",),
+    "embedding_cache": ("EmbeddingCache",),
     "errors": ("RedisError",),
     "history": ("ChatHistory", "Message"),
     "memory": ("VectorMemory",),
@@ -55,9 +66,10 @@ _NAMES = {
     "search.fields": ("Geo", "GeoShape", "Numeric", "Tag", "Text"),
     "search.filters": ("Filter", "Raw"),
     "search.schema": ("Schema", "Vector"),
-    "semantic_cache": ("SemanticCache",),
+    "semantic_cache": ("Lookup", "SemanticCache"),
     "server": ("EmbeddedServer",),
     "sync.client": ("Client",),
+    "tiered_cache": ("TieredCache",),
     "vector_index": ("Row", "SearchResult", "VectorIndex"),
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names}

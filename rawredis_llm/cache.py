@@ -6,71 +6,82 @@ identity, and one that does not match what was asked for is a miss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, Final, NamedTuple
 
-from .errors import ConnectionError, TimeoutError  # noqa: A004 - ours, not the builtins
-from .keys import clear_entries, digest, from_json, milliseconds, require_text, to_json
+from .caching.entries import (
+    ABSENT,
+    DAMAGED,
+    EXPIRED,
+    SHARED,
+    UNREACHABLE,
+    CacheHit,
+    Found,
+    as_lifetime,
+    as_sources,
+    check_metadata,
+    check_response,
+    hit_of,
+    packed,
+    saving,
+    unpacked,
+)
+from .caching.flight import Entry, Flight, response_of, single_flight
+from .caching.identity import Prompt, canonical
+from .caching.upkeep import OUT_OF_REACH, CacheStats, Upkeep
+from .errors import WrongTypeError
+from .keys import clear_entries, digest, milliseconds, require_text
 from .protocol import commands
-from .protocol.operation import Batch, Bound, C_co, Now, Op, Plan, operation
+from .protocol.client import iterated
+from .protocol.operation import Batch, Bound, C_co, Member, Now, Op, Plan, operation
+from .protocol.script import Script
 
-__all__ = ["CacheHit", "LLMCache"]
+__all__ = ["CacheHit", "CacheStats", "LLMCache"]
+
+_LINK: Final = Script("""
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local left = redis.call('PTTL', KEYS[1])
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+if ARGV[2] == '' then
+  redis.call('ZADD', KEYS[1], '+inf', ARGV[1])
+  return redis.call('PERSIST', KEYS[1])
+end
+local px = ARGV[2] + 1000
+redis.call('ZADD', KEYS[1], 'GT', now + px, ARGV[1])
+if left == -2 or left >= 0 and left < px then
+  return redis.call('PEXPIRE', KEYS[1], px)
+end
+""")
+"""Notes an entry (1) with its time to live (2, milliseconds) under a source.
+
+The note outlives the entry by a second, and the set its notes: else a source could be deleted, and
+an answer made of it live on."""
 
 
-@dataclass(slots=True)
-class CacheHit:
-    """An answer found in a cache.
+class Question(NamedTuple):
+    """What is asked: `prompt` as it is stored, the entry's `id`, and its key."""
 
-    `age` is seconds since it was stored, `ttl` seconds that are left (None: for ever). `distance`
-    (cosine, 0 to 2) and `similarity` (0 to 1) are None for an exact hit. `stale` is True only where
-    a cache was told to serve entries past their time.
-    """
-
-    response: str
     prompt: str
     model: str
     id: str
-    metadata: dict[str, Any] = field(default_factory=dict)
-    age: float = 0.0
-    ttl: float | None = None
-    stale: bool = False
-    distance: float | None = None
-    similarity: float | None = None
-
-
-def forgiven(error: Exception, on_error: str) -> None:
-    """Raise `error`, or under the policy "miss" log it, so that the caller goes on without."""
-    if on_error == "raise":
-        raise error
-    import logging  # noqa: PLC0415 - only a failure needs it
-
-    logging.getLogger("rawredis_llm").warning("the cache is out of reach: %s", error)
-
-
-def check_policy(on_error: str) -> str:
-    """Return the policy for an unreachable server if it is one."""
-    if on_error not in ("miss", "raise"):
-        raise ValueError(f'on_error must be "miss" or "raise", not {on_error!r}')
-    return on_error
-
-
-def require_metadata(metadata: Any) -> None:
-    """Raise TypeError unless it is a dict or None."""
-    if not isinstance(metadata, (dict, type(None))):
-        raise TypeError(f"metadata must be a dict or None, not {type(metadata).__name__}")
-
-
-TROUBLE: Final = (ConnectionError, TimeoutError)
-"""What on_error="miss" forgives: the server cannot be reached or does not answer. A refusal (wrong
-password, no permission, no search module) is the user's to see and always raises."""
+    key: str
 
 
 class LLMCache(Bound[C_co]):
     """Answers by exactly the same question, kept apart by `scope` (a tenant, a user) and model.
 
-    `ttl` (seconds; None: for ever) is the default for `store`. `on_error="miss"` turns a server
-    that cannot be reached into misses, which are logged; "raise" raises. Works on any Redis.
+    A question is a text, or chat messages with the call's `params` (see `fingerprint`). `ttl`
+    (seconds; None: for ever) is the default for `store`; `jitter` takes up to that share (0 to
+    below 1) off it, another for each entry, so that they do not go all at once. `refresh="on_hit"`
+    gives an entry that was hit its own ttl anew. With `stale_for`, an answer past its ttl stays for
+    so many seconds, as a hit marked stale. A failure of `get_or_compute` is kept for `error_ttl`
+    seconds (None: not at all). Entries of more than `compress_above` characters are compressed.
+
+    `on_error="miss"` turns a server that cannot be reached into misses, which are logged; "raise"
+    raises. Works on any Redis.
     """
 
     def __init__(
@@ -80,15 +91,29 @@ class LLMCache(Bound[C_co]):
         namespace: str = "llm",
         scope: str = "",
         ttl: float | None = None,
+        jitter: float = 0.0,
+        refresh: str = "never",
+        stale_for: float | None = None,
+        error_ttl: float | None = None,
+        compress_above: int | None = None,
         on_error: str = "miss",
     ) -> None:
         self._bind(client)
         require_text("namespace", namespace)
         self._scope = require_text("scope", scope, empty=True)
-        self._ttl = milliseconds("ttl", ttl)
-        self._on_error = check_policy(on_error)
+        self._lifetime = as_lifetime(ttl, stale_for, jitter)
+        if refresh not in ("never", "on_hit"):
+            raise ValueError(f'refresh must be "never" or "on_hit", not {refresh!r}')
+        self._refreshes = refresh == "on_hit"
+        milliseconds("error_ttl", error_ttl)
+        self._error_ttl = error_ttl
+        if compress_above is not None and (type(compress_above) is not int or compress_above < 0):
+            raise ValueError(f"compress_above must be a number of bytes, not {compress_above!r}")
+        self._compress_above = compress_above
+        self._namespace = namespace
         self._owner = digest("exact", namespace, scope)
         self._prefix = f"{namespace}:x:{self._owner}:"
+        self.upkeep = Upkeep(client, f"{namespace}:c:{self._owner}", on_error)
 
     @property
     def plan(self) -> LLMCache[Plan]:
@@ -96,150 +121,443 @@ class LLMCache(Bound[C_co]):
         planned: LLMCache[Plan] = self._planned()
         return planned
 
-    @operation
-    def lookup(self, prompt: str, model: str = "") -> Op[CacheHit | None]:
-        """Return the answer stored for this prompt, scope and model, or None."""
-        identity = self._identity(prompt, model)
-        try:
-            data = yield from commands.get(self._prefix + identity)
-        except TROUBLE as error:
-            forgiven(error, self._on_error)
-            return None
-        if data is None:
-            return None
-        return self._hit(data, identity, model, (yield from Now()))
+    # -- looking up --------------------------------------------------------------------------------
 
     @operation
-    def lookup_many(self, prompts: Sequence[str], model: str = "") -> Op[list[CacheHit | None]]:
+    def lookup(
+        self, prompt: Prompt, model: str = "", *, params: Mapping[str, Any] | None = None
+    ) -> Op[CacheHit | None]:
+        """Return the answer stored for this prompt, scope and model, or None.
+
+        A hit whose `error` is not None is a failure that was stored, and has no response.
+        """
+        question = self.asked(prompt, model, params)
+        found, now = yield from self.look(question)
+        self.upkeep.count(found, now)
+        return found.hit
+
+    @operation
+    def lookup_many(
+        self,
+        prompts: Sequence[Prompt],
+        model: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+    ) -> Op[list[CacheHit | None]]:
         """Look up many prompts in one round trip; one answer or None for each, in order."""
         if isinstance(prompts, str):
             raise TypeError("prompts must be a list of texts, not one text")
-        identities = [self._identity(prompt, model) for prompt in prompts]
-        if not identities:
+        questions = [self.asked(prompt, model, params) for prompt in prompts]
+        if not questions:
             return []
-        try:
-            found = yield from commands.mget([self._prefix + name for name in identities])
-        except TROUBLE as error:
-            forgiven(error, self._on_error)
-            return [None] * len(identities)
+        keys = [question.key for question in questions]
+        request = Batch([("MGET", *keys), *(("PTTL", key) for key in keys if self._refreshes)])
+        replies = yield from self.upkeep.ask(request)
         now = yield from Now()
-        return [
-            None if data is None else self._hit(data, identity, model, now)
-            for data, identity in zip(found, identities, strict=True)
+        if replies is OUT_OF_REACH:
+            for _ in keys:
+                self.upkeep.count(UNREACHABLE, now)
+            return [None] * len(keys)
+        data, *left = replies
+        found = [
+            self._found(one, question, now, ttl)
+            for one, question, ttl in zip(data, questions, left or [None] * len(keys), strict=True)
         ]
+        yield from self._renew(zip(questions, found, strict=True))
+        for one in found:
+            self.upkeep.count(one, now)
+        return [one.hit for one in found]
+
+    def look(self, question: Question) -> Op[tuple[Found, float]]:
+        """Return what there is, uncounted, and the time; an op, not an operation."""
+        get = commands.get(question.key)
+        left = None
+        try:
+            if self._refreshes:
+                data = yield from self.upkeep.ask(Batch([get, ("PTTL", question.key)]))
+                if data is not OUT_OF_REACH:
+                    data, left = data
+            else:
+                data = yield from self.upkeep.ask(get)
+        except WrongTypeError:
+            data = b""
+        now = yield from Now()
+        if data is OUT_OF_REACH:
+            return UNREACHABLE, now
+        found = self._found(data, question, now, left)
+        if self._refreshes:
+            yield from self._renew([(question, found)])
+        return found, now
+
+    def _found(
+        self, data: bytes | None, question: Question, now: float, left: int | None = None
+    ) -> Found:
+        if data is None:
+            return ABSENT
+        entry = unpacked(data)
+        if type(entry) is dict:
+            get = entry.get
+            if (get("id"), get("scope"), get("model")) == (
+                *(question.id, self._scope, question.model),
+            ):
+                hit = hit_of(entry, question.id, now, left)
+                if hit is not None:
+                    return Found(hit, "", entry)
+        return DAMAGED
+
+    def _renew(self, found: Iterable[tuple[Question, Found]]) -> Op[None]:
+        """Give entries that were hit their own time to live anew, and their sources' notes."""
+        if not self._refreshes:
+            return
+        renewed: list[Member] = []
+        for question, (hit, _, entry, _) in found:
+            px = entry.get("px")
+            if hit is not None and px is not None and not hit.stale and hit.error is None:
+                renewed += self._links(question, entry.get("sources", ()), px)
+                renewed.append(commands.pexpire(question.key, px))
+                hit.ttl = entry.get("fresh", px) / 1000
+        if renewed:
+            yield from self.upkeep.ask(Batch(renewed))
+
+    # -- storing -----------------------------------------------------------------------------------
 
     @operation
     def store(
         self,
-        prompt: str,
-        response: str,
+        prompt: Prompt,
+        response: Any,
         model: str = "",
         *,
+        params: Mapping[str, Any] | None = None,
         ttl: float | None = None,
         metadata: dict[str, Any] | None = None,
+        sources: Iterable[str] = (),
     ) -> Op[str]:
         """Store an answer, replacing what was there; return the entry's id.
 
-        `ttl` in seconds (default: the cache's). `metadata` is anything JSON can hold. Raises
-        ValueError or TypeError naming the argument that cannot be stored.
+        `response` is text, or what JSON has as a dict or list, such as chat messages, kept whole.
+        `ttl` in seconds (default: the cache's). `metadata` is anything JSON can hold; its numbers
+        `seconds` and `tokens` are counted as saved by each hit. `sources` names the documents that
+        the answer was made of, for `delete_source`. Raises ValueError or TypeError naming the
+        argument that cannot be stored.
         """
-        ids = yield from self._store([(prompt, response)], model, ttl, metadata)
-        return ids[0]
+        question = self.asked(prompt, model, params)
+        names = as_sources(sources)
+        now = yield from Now()
+        content = {"response": response}
+        entry = self._entry(question, content, now, ttl=ttl, metadata=metadata, sources=names)
+        yield from self.upkeep.ask(Batch(_writes(question, entry)))
+        return question.id
 
     @operation
     def store_many(
         self,
-        entries: Iterable[tuple[str, str]],
+        entries: Iterable[tuple[Prompt, Any]],
         model: str = "",
         *,
+        params: Mapping[str, Any] | None = None,
         ttl: float | None = None,
         metadata: dict[str, Any] | None = None,
+        sources: Iterable[str] = (),
     ) -> Op[list[str]]:
         """Store many (prompt, response) pairs in one round trip; return their ids, in order."""
         pairs = list(entries)
         for pair in pairs:
             if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise TypeError("entries must be pairs of texts: (prompt, response)")
-        return (yield from self._store(pairs, model, ttl, metadata))
+        names = as_sources(sources)
+        check_metadata(metadata)
+        milliseconds("ttl", ttl)
+        questions = [self.asked(prompt, model, params) for prompt, _ in pairs]
+        now = yield from Now()
+        writes: list[Member] = []
+        for question, (_, response) in zip(questions, pairs, strict=True):
+            content = {"response": response}
+            entry = self._entry(question, content, now, ttl=ttl, metadata=metadata, sources=names)
+            writes += _writes(question, entry)
+        if writes:
+            yield from self.upkeep.ask(Batch(writes))
+        return [question.id for question in questions]
 
     @operation
-    def delete(self, prompt: str, model: str = "") -> Op[bool]:
+    def store_error(
+        self,
+        prompt: Prompt,
+        error: str,
+        model: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+    ) -> Op[str]:
+        """Store that there is no answer, and why; return the entry's id.
+
+        `ttl` in seconds (default: the cache's `error_ttl`, without one 10).
+        """
+        question = self.asked(prompt, model, params)
+        require_text("error", error)
+        now = yield from Now()
+        yield from self.upkeep.ask(
+            Batch(_writes(question, self._failure(question, error, ttl, now)))
+        )
+        return question.id
+
+    def _failure(self, question: Question, error: str, ttl: float | None, now: float) -> Entry:
+        kept = 10.0 if self._error_ttl is None else self._error_ttl
+        px = milliseconds("ttl", kept if ttl is None else ttl)
+        entry: dict[str, Any] = {"id": question.id, "scope": self._scope, "model": question.model}
+        entry |= {"prompt": question.prompt, "error": error, "created": now, "px": px}
+        return Entry(packed(entry, self._compress_above), px)
+
+    def _entry(
+        self,
+        question: Question,
+        content: dict[str, Any],
+        now: float,
+        *,
+        ttl: float | None,
+        metadata: dict[str, Any] | None,
+        sources: list[str],
+        took: float | None = None,
+    ) -> Entry:
+        check_response(content["response"])
+        check_metadata(metadata)
+        px, fresh = self._lifetime.of(question.id, ttl)
+        entry: dict[str, Any] = {"id": question.id, "scope": self._scope, "model": question.model}
+        entry |= {"prompt": question.prompt, **content, "created": now, "px": px}
+        if fresh is not None:
+            entry["fresh"] = fresh
+        if metadata:
+            entry["metadata"] = metadata
+        if sources:
+            entry["sources"] = sources
+        if any(saved := saving(metadata, took)):
+            entry["saves"] = saved
+        links = self._links(question, sources, px)
+        return Entry(packed(entry, self._compress_above), px, tuple(links))
+
+    def _links(self, question: Question, sources: Iterable[str], px: int | None) -> list[Member]:
+        args = [question.key, "" if px is None else px]
+        return [_LINK([self._source_key(source)], args) for source in sources]
+
+    # -- computing ---------------------------------------------------------------------------------
+
+    @operation
+    def get_or_compute(
+        self,
+        prompt: Prompt,
+        compute: Callable[..., Any],
+        model: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        metadata: dict[str, Any] | None = None,
+        sources: Iterable[str] = (),
+        lease: float = 10.0,
+    ) -> Op[Any]:
+        """Return the answer; if there is none, one of all who ask for it computes and stores it.
+
+        `compute` is called with the prompt if it takes an argument; with an `AsyncClient` it may be
+        asynchronous, else it runs in a thread. Meanwhile others, in this process or another one,
+        wait for it, or have the stale answer if there is one. Should its process die, another takes
+        over after `lease` seconds (default 10), which are renewed while it computes.
+
+        Raises what `compute` raised, which is not stored unless the cache has an `error_ttl`; then
+        CachedFailureError until that has passed. Where the server is out of reach (and `on_error`
+        is "miss") each process computes. Cannot be planned.
+        """
+        if isinstance(self.client, Plan):
+            raise TypeError("get_or_compute cannot be planned: it waits for others")
+        question = self.asked(prompt, model, params)
+        if not callable(compute):
+            raise TypeError(f"compute must be a function, not {type(compute).__name__}")
+        check_metadata(metadata)
+        milliseconds("ttl", ttl)
+        names = as_sources(sources)
+        period = milliseconds("lease", lease)
+        if period is None:
+            raise TypeError("lease must be a number of seconds, not None")
+        entry = partial(self._entry, question, ttl=ttl, metadata=metadata, sources=names)
+        return (yield from self._once(question, _caller(compute, prompt), entry, period))
+
+    def _once(
+        self,
+        question: Question,
+        compute: Callable[[], Any],
+        entry: Callable[..., Entry],
+        lease: int,
+    ) -> Op[Any]:
+        """Return the answer that is there, or have it computed by one of all who ask."""
+        found, now = yield from self.look(question)
+        hit = found.hit
+        if hit is not None and not hit.stale:
+            self.upkeep.count(found, now)
+            return response_of(hit)
+
+        def failed(error: Exception, now: float) -> Entry:
+            if self._error_ttl is None:
+                return Entry()
+            text = f"{type(error).__name__}: {error}".encode(errors="replace").decode()
+            return self._failure(question, text, None, now)
+
+        flight = Flight(
+            key=question.key,
+            lock=f"{self._namespace}:f:{question.id}",
+            lease=lease,
+            upkeep=self.upkeep,
+            judge=lambda data, now: self._found(data, question, now).hit,
+            answered=lambda response, now, took: entry({"response": response}, now, took=took),
+            failed=failed,
+            compute=compute,
+        )
+        place = getattr(self.client, "address", "")
+        whence = "computed"
+        try:
+            response, whence = yield from single_flight(flight, place, hit)
+        finally:
+            if whence == "computed" and hit is not None:
+                found = EXPIRED
+            if whence in ("shared", "exact"):
+                found = SHARED
+            self.upkeep.count(found, now)
+        return response
+
+    @iterated
+    def stream(
+        self,
+        prompt: Prompt,
+        produce: Callable[..., Any],
+        model: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        ttl: float | None = None,
+        metadata: dict[str, Any] | None = None,
+        sources: Iterable[str] = (),
+        pace: float = 0.0,
+    ) -> Any:
+        """Iterate over an answer's chunks: those that were stored, or those of `produce`.
+
+        `produce` (called with the prompt if it takes an argument) returns an iterator, with an
+        `AsyncClient` an asynchronous one. Chunks, texts or what JSON has, are passed on as they
+        come; only when the last one was, the answer is stored, a joined text or a list. Stored
+        chunks come `pace` seconds apart (default 0).
+        """
+        question = self.asked(prompt, model, params)
+        if not callable(produce):
+            raise TypeError(f"produce must be a function, not {type(produce).__name__}")
+        check_metadata(metadata)
+        milliseconds("ttl", ttl)
+        names = as_sources(sources)
+
+        def find() -> Op[list[Any] | None]:
+            found, now = yield from self.look(question)
+            self.upkeep.count(found, now)
+            if found.hit is None or found.hit.stale or found.hit.error is not None:
+                return None
+            return _chunks(found)
+
+        def keep(chunks: list[Any]) -> Op[None]:
+            if not chunks:
+                return  # nothing came: that is no answer
+            now = yield from Now()
+            content = {"response": chunks, "chunks": True}
+            if all(isinstance(chunk, str) for chunk in chunks):
+                content = {"response": "".join(chunks), "chunks": [len(chunk) for chunk in chunks]}
+            entry = self._entry(question, content, now, ttl=ttl, metadata=metadata, sources=names)
+            yield from self.upkeep.ask(Batch(_writes(question, entry)))
+
+        return self.client.relay(find, _caller(produce, prompt), keep, pace)  # type: ignore[union-attr]
+
+    # -- deleting, counting ------------------------------------------------------------------------
+
+    @operation
+    def delete(
+        self, prompt: Prompt, model: str = "", *, params: Mapping[str, Any] | None = None
+    ) -> Op[bool]:
         """Delete the answer to a prompt; return whether there was one."""
-        return (yield from commands.delete(self._prefix + self._identity(prompt, model))) > 0
+        return (yield from commands.delete(self.asked(prompt, model, params).key)) > 0
+
+    @operation
+    def delete_model(self, model: str) -> Op[int]:
+        """Delete every answer of a model in this scope; return how many."""
+        prefix = f"{self._prefix}{_model_digest(require_text('model', model, empty=True))}:"
+        return (yield from clear_entries(prefix))
+
+    @operation
+    def delete_source(self, source: str) -> Op[int]:
+        """Delete every answer of this scope that was stored with this source; return how many."""
+        key = self._source_key(require_text("source", source))
+        found = yield from commands.zrange(key)
+        if not found:
+            return 0
+        # What is noted meanwhile stays noted.
+        deleted, _ = yield from Batch([commands.unlink(found), ("ZREM", key, *found)])
+        return int(deleted)
 
     @operation
     def clear(self) -> Op[int]:
         """Delete every entry of this namespace and scope, and nothing else; return how many."""
-        return (yield from clear_entries(self._prefix))
+        deleted = yield from clear_entries(self._prefix, digests=2)
+        yield from clear_entries(f"{self._namespace}:o:{self._owner}:")
+        return deleted
 
-    def _identity(self, prompt: str, model: str) -> str:
-        require_text("prompt", prompt)
+    @operation
+    def stats(self, *, reset: bool = False) -> Op[CacheStats]:
+        """Return what all processes asked this cache (of this namespace and scope), and its hits.
+
+        With `reset`, counting begins anew. Raises what the server's trouble raises.
+        """
+        return (yield from self.upkeep.stats(reset=reset))
+
+    def asked(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
+        """Return what is asked, checked; a value, not an operation."""
         require_text("model", model, empty=True)
-        return digest(self._owner, model, prompt)
+        if params is None and isinstance(prompt, str):
+            require_text("prompt", prompt)
+            identity = digest(self._owner, model, prompt)
+        else:
+            prompt = canonical(prompt, params)
+            identity = digest(self._owner, model, "chat", prompt)
+        key = f"{self._prefix}{_model_digest(model)}:{identity}"
+        return Question(prompt, model, identity, key)
 
-    def _store(
-        self,
-        entries: list[tuple[str, str]],
-        model: str,
-        ttl: float | None,
-        metadata: dict[str, Any] | None,
-    ) -> Op[list[str]]:
-        px = self._ttl if ttl is None else milliseconds("ttl", ttl)
-        require_metadata(metadata)
-        identities = [self._identity(prompt, model) for prompt, _ in entries]
-        created = yield from Now()
-        writes = []
-        for identity, (prompt, response) in zip(identities, entries, strict=True):
-            require_text("response", response, empty=True)
-            entry = {"id": identity, "scope": self._scope, "model": model, "prompt": prompt}
-            entry |= {"response": response, "created": created, "px": px}  # type: ignore[dict-item]  # JSON
-            if metadata:
-                entry["metadata"] = metadata  # type: ignore[assignment]  # JSON
-            value = to_json("metadata", entry)
-            writes.append(commands.set_value(self._prefix + identity, value, px))
-        try:
-            yield from Batch(writes)
-        except TROUBLE as error:
-            forgiven(error, self._on_error)
-        return identities
-
-    def _hit(self, data: bytes, identity: str, model: str, now: float) -> CacheHit | None:
-        entry = from_json(data)
-        if not isinstance(entry, dict):
-            return None
-        expected = (identity, self._scope, model)
-        if (entry.get("id"), entry.get("scope"), entry.get("model")) != expected:
-            return None
-        return hit_of(entry, identity, now)
+    def _source_key(self, source: str) -> str:
+        return f"{self._namespace}:o:{self._owner}:{digest(source)}"
 
 
-_FAR: Final = 2**53  # beyond any time of ours, and below what a float could not hold
+@lru_cache(maxsize=256)
+def _model_digest(model: str) -> str:
+    return digest("model", model)
 
 
-def hit_of(
-    entry: dict[str, Any],
-    identity: str,
-    now: float,
-    distance: float | None = None,
-    similarity: float | None = None,
-) -> CacheHit | None:
-    """Return the hit in an entry of ours, None if it is damaged."""
-    response, prompt, created = entry.get("response"), entry.get("prompt"), entry.get("created")
-    px, metadata = entry.get("px"), entry.get("metadata", {})
-    if not (isinstance(response, str) and isinstance(prompt, str) and isinstance(metadata, dict)):
-        return None
-    if not isinstance(created, (int, float)) or not isinstance(px, (int, type(None))):
-        return None
-    if not 0 <= created < _FAR or not 0 <= (px or 0) < _FAR:  # NaN, too, is damage
-        return None
-    return CacheHit(
-        response=response,
-        prompt=prompt,
-        model=entry["model"],
-        id=identity,
-        metadata=metadata,
-        age=max(now - created, 0.0),
-        ttl=None if px is None else max(created + px / 1000 - now, 0.0),
-        distance=distance,
-        similarity=similarity,
-    )
+def _writes(question: Question, entry: Entry) -> list[Member]:
+    return [*entry.before, commands.set_value(question.key, entry.value, entry.px)]
+
+
+def _caller(function: Callable[..., Any], prompt: Prompt) -> Callable[[], Any]:
+    """Return a function without parameters: theirs, or theirs with the prompt where it wants it."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # one that does not tell
+        return function
+    wanted = [
+        one
+        for one in parameters
+        if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
+    ]
+    return partial(function, prompt) if wanted else function
+
+
+def _chunks(found: Found) -> list[Any]:
+    """Return an answer as it came: in its chunks, or in one where none are known."""
+    assert found.hit is not None
+    response, lengths = found.hit.response, found.entry.get("chunks")
+    if lengths is True and isinstance(response, list):
+        return response
+    if isinstance(lengths, list) and set(map(type, lengths)) == {int} and isinstance(response, str):
+        parts, start = [], 0
+        for length in lengths:
+            parts.append(response[start : start + length])
+            start += length
+        if "".join(parts) == response:
+            return parts
+    return [response]

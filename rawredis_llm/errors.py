@@ -118,6 +118,10 @@ class PartialResultError(RedisError):
     hint = "Give more timeout=, or call wait_until_indexed() first"
 
 
+class CachedFailureError(RedisError):
+    """To compute this answer failed lately, and a cache was told to keep that for a while."""
+
+
 class WatchError(RedisError):
     """A watched key changed, so the transaction did not run."""
 

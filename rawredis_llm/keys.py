@@ -31,6 +31,11 @@ def digest(*parts: str) -> str:
     return state.hexdigest()
 
 
+def digest_of(data: bytes) -> str:
+    """Return 32 hex digits of BLAKE2b over bytes."""
+    return blake2b(data, digest_size=16).hexdigest()
+
+
 def require_text(name: str, value: Any, *, empty: bool = False) -> str:
     """Return `value` if it is text, and not blank unless `empty`; raise naming the argument."""
     if not isinstance(value, str):

@@ -2,57 +2,133 @@
 
 Scope, model and embedder are digested into the key *and* into tags of the KNN pre-filter, so a
 nearer entry of another tenant can neither be returned nor hide one's own. The threshold is applied
-here, on the one nearest entry, because VECTOR_RANGE on HNSW misses near-duplicates.
+here, on the nearest entries, because VECTOR_RANGE on HNSW misses near-duplicates.
 """
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .cache import TROUBLE, CacheHit, check_policy, forgiven, hit_of, require_metadata
+import numpy as np
+
+from .caching.entries import (
+    ABSENT,
+    DAMAGED,
+    EXPIRED,
+    UNREACHABLE,
+    CacheHit,
+    Found,
+    as_sources,
+    check_metadata,
+    check_response,
+    hit_of,
+    packed,
+    saving,
+    unpacked,
+)
+from .caching.guards import Guard, as_guards, extractor, veto
+from .caching.identity import Prompt, canonical, without_last_turn
+from .caching.shelf import OWN, Near, Shelf
+from .caching.upkeep import CacheStats, OutOfReach, Upkeep
 from .embedding import as_embedder
-from .errors import IndexNotFoundError, UnexpectedReplyError
+from .explain import argv
 from .keys import (
     clear_entries,
     digest,
     distance_limit,
-    from_json,
     indexed_key_part,
     milliseconds,
     require_text,
-    to_json,
 )
 from .protocol import commands
-from .protocol.operation import Batch, Bound, C_co, Command, Now, Op, Plan, operation
-from .search.fields import Tag
-from .search.query import DISTANCE, drop_index, ensure_index, knn, write_indexed
-from .search.replies import SearchReply
-from .search.schema import Schema, Vector
+from .protocol.operation import Bound, C_co, Call, Embed, Now, Op, Plan, Request, operation, watched
+from .search.fields import Field
+from .search.filters import Filter, whole_number
+from .search.schema import Vector
 from .search.vectors import as_vector, similarity
 
-__all__ = ["SemanticCache"]
+if TYPE_CHECKING:
+    from .caching.calibration import Calibration
 
-_RETURNED = ("RETURN", 4, DISTANCE, "scope", "model", "entry")
+__all__ = ["Candidate", "Lookup", "SemanticCache"]
+
+_LAST_TURN: Final = extractor()
+_MORE: Final = 64  # entries to look at where all the nearest ones had expired
+_EXPLAINED: Final = 5  # entries that an explanation shows at least
 
 
-class _Known:
-    """What was learnt of the index; one object for a cache and its copies bound to a plan."""
+@dataclass(slots=True)
+class Candidate:
+    """An entry that was near: its distance, and why it was refused (None: it was the hit)."""
 
-    __slots__ = ("created", "dim")
+    id: str
+    prompt: str
+    distance: float
+    refused: str | None
 
-    def __init__(self, dim: int | None) -> None:
-        self.dim = dim
-        self.created = False
+
+@dataclass(slots=True)
+class Lookup:
+    """How a lookup went: its hit, or why there is none, and all that led to it.
+
+    `gate` is "hit" or the reason of the miss; `nearest` are the entries looked at, nearest first;
+    `max_distance` the threshold that holds where an entry's category has none; `argv` the commands
+    as a shell would take them; `phases` seconds spent on "server", "embed" and "judge".
+    """
+
+    hit: CacheHit | None
+    gate: str
+    nearest: list[Candidate]
+    max_distance: float
+    scope: str
+    model: str
+    argv: list[str] = field(default_factory=list)
+    phases: dict[str, float] = field(default_factory=dict)
+
+
+class Question(NamedTuple):
+    """What is asked: `prompt` as it is stored, `text` as it is embedded and compared.
+
+    `tag` stands for all that must be the same: model, embedder, and what came before the text.
+    """
+
+    prompt: str
+    text: str
+    model: str
+    tag: str
+    id: str
+
+
+class Terms(NamedTuple):
+    """Where a lookup looks, and how far; `k` entries."""
+
+    vector: Any
+    limit: float | None
+    category: str | None
+    condition: Filter | None
+    k: int
 
 
 class SemanticCache(Bound[C_co]):
     """Answers by a question that means the same, kept apart by `scope` and model.
 
-    A stored question counts as the same up to `max_distance` (cosine distance, 0 to 2). `embedder`
-    is any that `as_embedder` takes; `dim` is learnt from its first vector unless given.
-    `algorithm` is flat or hnsw. `ttl` and `on_error` as in `LLMCache`. Needs the search module.
+    A stored question counts as the same up to `max_distance` (cosine distance, 0 to 2), or that of
+    its category in `categories`. Of chat messages the last user turn is compared, all before it and
+    the call's `params` must be the same. `embedder` is any that `as_embedder` takes; `dim` is
+    learnt from its first vector unless given. `algorithm` is flat (exact; up to some 10,000
+    entries) or hnsw, `dtype` as in `Vector`. `fields` are further ones that lookups filter by.
+
+    `guards` veto near hits: any of "numbers", "negations", "names" (see `caching.guards`), or
+    functions (asked, stored) -> why not, or None. `judge` (asked, stored) -> bool, plain or with an
+    `AsyncClient` asynchronous, decides on hits farther than `judge_from`. `extract` takes a prompt
+    apart (see `extractor`). `k` nearest entries are looked at (default 1, with guards or a judge
+    5), until one passes. With `max_entries` the least recently used of a scope go first.
+
+    `ttl` and `on_error` as in `LLMCache`. On a server without a search module lookups compare with
+    all of a scope's entries here, 1,000 at most.
     """
 
     def __init__(
@@ -63,10 +139,18 @@ class SemanticCache(Bound[C_co]):
         namespace: str = "semantic",
         scope: str = "",
         max_distance: float = 0.1,
+        categories: Mapping[str, float] | None = None,
         ttl: float | None = None,
         dim: int | None = None,
         algorithm: str = "flat",
         dtype: str = "float32",
+        fields: Sequence[Field] = (),
+        guards: Iterable[str | Guard] = (),
+        judge: Callable[[str, str], Any] | None = None,
+        judge_from: float = 0.0,
+        extract: Callable[[Prompt], tuple[str, str]] | None = None,
+        k: int | None = None,
+        max_entries: int | None = None,
         on_error: str = "miss",
     ) -> None:
         self._bind(client)
@@ -74,14 +158,38 @@ class SemanticCache(Bound[C_co]):
         indexed_key_part("namespace", namespace)
         self._scope = require_text("scope", scope, empty=True)
         self._max_distance = distance_limit("max_distance", max_distance)
+        self._categories = {
+            require_text("categories", name): distance_limit("categories", limit)
+            for name, limit in (categories or {}).items()
+        }
         self._ttl = milliseconds("ttl", ttl)
-        self._on_error = check_policy(on_error)
-        self._field = Vector("vector", 1 if dim is None else dim, algorithm=algorithm, dtype=dtype)
-        self._index = f"{namespace}:semantic"
+        self._guards = as_guards(guards)
+        if judge is not None and not callable(judge):
+            raise TypeError(f"judge must be a function, not {type(judge).__name__}")
+        self._judge = judge
+        self._judge_from = distance_limit("judge_from", judge_from)
+        self._extract = extract
+        careful = bool(self._guards) or judge is not None
+        self._k = (5 if careful else 1) if k is None else whole_number("k", k)
+        if max_entries is not None:
+            whole_number("max_entries", max_entries)
+        for one in fields:
+            if one.name in (*OWN, "vector", "entry"):
+                raise ValueError(f"fields: {one.name!r} is the cache's own")
+        self._namespace = namespace
         self._owner = digest("semantic", namespace, scope)
-        self._all = f"{namespace}:s:"
-        self._prefix = f"{self._all}{self._owner}:"
-        self._known = _Known(None if dim is None else self._field.dim)
+        self._upkeep = Upkeep(client, f"{namespace}:c:{self._owner}", on_error)
+        vector = Vector("vector", 1 if dim is None else dim, algorithm=algorithm, dtype=dtype)
+        self._shelf = Shelf(
+            namespace,
+            self._owner,
+            self._upkeep,
+            vector=vector,
+            dim=None if dim is None else vector.dim,
+            fields=fields,
+            embedder=self._embedder.fingerprint,
+            max_entries=max_entries,
+        )
 
     @property
     def plan(self) -> SemanticCache[Plan]:
@@ -89,154 +197,380 @@ class SemanticCache(Bound[C_co]):
         planned: SemanticCache[Plan] = self._planned()
         return planned
 
+    # -- looking up --------------------------------------------------------------------------------
+
     @operation
     def lookup(
         self,
-        prompt: str,
+        prompt: Prompt,
         model: str = "",
         *,
+        params: Mapping[str, Any] | None = None,
         vector: Any = None,
         max_distance: float | None = None,
+        category: str | None = None,
+        filter: Filter | None = None,  # noqa: A002 - the API's name
     ) -> Op[CacheHit | None]:
         """Return the answer to the nearest stored question of this scope and model, or None.
 
-        `vector` is the prompt's, shape (dim,), if it is known; `max_distance` replaces the cache's.
+        A question that was stored word for word is found without the embedder. `vector` is the
+        prompt's, shape (dim,), if it is known; `max_distance` replaces the cache's and the
+        categories'. With `category` or `filter` only entries that match are looked at.
         """
-        require_text("prompt", prompt)
-        limit = (
-            self._max_distance
-            if max_distance is None
-            else distance_limit("max_distance", max_distance)
-        )
-        tag = self._model_tag(model)
-        query = yield from self._vector(prompt, vector)
-        try:
-            nearest = yield from knn(
-                self._index,
-                self._filter(tag),
-                "vector",
-                query.tobytes(),
-                1,
-                _RETURNED,
-                decode=_nearest,
-            )
-        except IndexNotFoundError:
-            self._known.created = False  # nothing was ever stored, or somebody flushed
-            return None
-        except TROUBLE as error:
-            forgiven(error, self._on_error)
-            return None
+        question = self._question(prompt, model, params)
+        terms = self._terms(vector, max_distance, category, filter, self._k)
+        found, now = yield from self._look(question, terms, [])
+        self.count(found, now)
+        return found.hit
+
+    @operation
+    def explain(
+        self,
+        prompt: Prompt,
+        model: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        vector: Any = None,
+        max_distance: float | None = None,
+        category: str | None = None,
+        filter: Filter | None = None,  # noqa: A002 - the API's name
+    ) -> Op[Lookup]:
+        """Look up, uncounted, and return how it went: see `Lookup`."""
+        question = self._question(prompt, model, params)
+        wanted = max(self._k, _EXPLAINED)
+        terms = self._terms(vector, max_distance, category, filter, wanted)
+        limit = self._max_distance if terms.limit is None else terms.limit
+        told = Lookup(None, "", [], limit, self._scope, model)
+
+        def took(request: Request, seconds: float) -> None:
+            kind = {Embed: "embed", Call: "judge"}.get(type(request), "server")
+            told.phases[kind] = told.phases.get(kind, 0.0) + seconds
+
+        look = self._look(question, terms, told.nearest)
+        found, _ = yield from watched(look, lambda request: told.argv.extend(argv(request)), took)
+        told.hit, told.gate = found.hit, found.miss or "hit"
+        return told
+
+    def _look(
+        self, question: Question, terms: Terms, seen: list[Candidate]
+    ) -> Op[tuple[Found, float]]:
+        """Return what there is, uncounted, and the time; what was looked at is added to `seen`."""
+        if terms.vector is None:
+            if terms.condition is None:
+                exact = yield from self._shelf.exact(self._shelf.prefix + question.id)
+                now = yield from Now()
+                if isinstance(exact, OutOfReach):
+                    return UNREACHABLE, now
+                found = self._exact(exact, question, terms, seen, now)
+                if found.hit is not None:
+                    return found, now
+            terms = terms._replace(vector=(yield from self._vector(question.text)))
+        near = yield from self.nearby(question, terms)
+        return (yield from self.settled(near, question, terms, seen))
+
+    def asked(
+        self,
+        prompt: Prompt,
+        model: str,
+        params: Mapping[str, Any] | None,
+        vector: Any,
+        max_distance: float | None,
+    ) -> Op[tuple[Question, Terms]]:
+        """Return what is asked, with its vector; an op, not an operation."""
+        question = self._question(prompt, model, params)
+        terms = self._terms(vector, max_distance, None, None, self._k)
+        if vector is None:
+            terms = terms._replace(vector=(yield from self._vector(question.text)))
+        return question, terms
+
+    def nearby(self, question: Question, terms: Terms) -> Op[list[Near] | OutOfReach]:
+        """Return the nearest entries, whatever they are; an op, not an operation."""
+        vector, _, category, condition, k = terms
+        narrowed = "" if category is None else f' @category:{{"{digest(category)}"}}'
+        return (yield from self._shelf.nearest(vector, k, question.tag, narrowed, condition))
+
+    def settled(
+        self,
+        near: list[Near] | OutOfReach,
+        question: Question,
+        terms: Terms,
+        seen: list[Candidate],
+    ) -> Op[tuple[Found, float]]:
+        """Return what the nearest entries come to, and the time; an op, not an operation."""
         now = yield from Now()
-        # Not `distance > limit`: NaN must be a miss.
-        if nearest is None or not nearest[1] <= limit:
-            return None
-        return self._hit(*nearest, model, now)
+        if isinstance(near, OutOfReach):
+            return UNREACHABLE, now
+        found = yield from self._chosen(near, question, terms, seen, now)
+        expired = sum(one.fields is None for one in near)
+        if found.hit is not None or expired < terms.k or terms.k >= _MORE:
+            return found, now
+        # Entries that expired and are still indexed may hide what lives.
+        terms = terms._replace(k=_MORE)
+        near = yield from self.nearby(question, terms)
+        return (yield from self.settled(near, question, terms, seen))
+
+    def _exact(
+        self, near: Near, question: Question, terms: Terms, seen: list[Candidate], now: float
+    ) -> Found:
+        """Return the entry of the very question; but for its category there is nothing to ask."""
+        found, _ = self._read(near, question, now, exact=True)
+        if found.hit is not None:
+            same = terms.category in (None, found.entry.get("category"))
+            refused = None if same else "category"
+            seen.append(Candidate(found.hit.id, found.hit.prompt, near.distance, refused))
+            if refused is not None:
+                return Found(None, refused)
+        return found
+
+    def _chosen(
+        self,
+        near: Sequence[Near],
+        question: Question,
+        terms: Terms,
+        seen: list[Candidate],
+        now: float,
+    ) -> Op[Found]:
+        """Return the first of the entries that passes every gate, or why the first did not."""
+        first = ABSENT
+        for one in near:
+            found, text = self._read(one, question, now)
+            if found.hit is None:
+                first = found if first is ABSENT else first
+                continue
+            refused = yield from self._refusal(one.distance, text, question, found, terms)
+            seen.append(Candidate(found.hit.id, found.hit.prompt, one.distance, refused))
+            if refused is None:
+                return found
+            if first is ABSENT:
+                first = Found(None, refused.partition(":")[0])
+        return first
+
+    def _refusal(
+        self, distance: float, text: str, question: Question, found: Found, terms: Terms
+    ) -> Op[str | None]:
+        """Return which gate refuses an entry, and why, or None."""
+        limit = terms.limit
+        if limit is None:
+            category = found.entry.get("category")
+            limit = self._max_distance
+            if isinstance(category, str):
+                limit = self._categories.get(category, limit)
+        if not distance <= limit:  # NaN, too, is far
+            return "far"
+        if why := veto(self._guards, question.text, text):
+            return f"guard: {why}"
+        if self._judge is not None and distance > self._judge_from:
+            verdict = yield from Call(self._judge, question.text, text)
+            if type(verdict) is not bool:
+                getattr(verdict, "close", int)()
+                raise TypeError(f"judge must return a bool, not {type(verdict).__name__}")
+            self._upkeep.tally.add(self._upkeep.key, f"judged:{'yes' if verdict else 'no'}")
+            if not verdict:
+                return "judge"
+        return None
+
+    def _read(
+        self, near: Near, question: Question, now: float, *, exact: bool = False
+    ) -> tuple[Found, str]:
+        """Return the hit in an entry, and the text that it is compared by."""
+        key, distance, fields = near
+        if fields is None:
+            return (ABSENT if exact else EXPIRED), ""
+        identity = key[-32:].decode(errors="replace")
+        entry = unpacked(fields.get(b"entry"))
+        tags = (fields.get(b"scope"), fields.get(b"model"))
+        if (
+            not isinstance(entry, dict)
+            or key != (self._shelf.prefix + identity).encode()
+            or tags != (self._owner.encode(), question.tag.encode())
+            or entry.get("model") != question.model
+            or (exact and entry.get("prompt") != question.prompt)
+        ):
+            return DAMAGED, ""
+        hit = hit_of(entry, identity, now, None, distance, similarity(distance, "cosine"))
+        if hit is None:
+            return DAMAGED, ""
+        text = entry.get("text", hit.prompt)
+        found = Found(hit, "", entry, "exact" if exact else "semantic")
+        return found, text if isinstance(text, str) else hit.prompt
+
+    def count(self, found: Found, now: float) -> None:
+        """Count a lookup, and take notice of the entry's use."""
+        if found.hit is not None:
+            self._shelf.touch(found.hit.id, now)
+        self._upkeep.count(found, now)
+
+    # -- storing -----------------------------------------------------------------------------------
 
     @operation
     def store(
         self,
-        prompt: str,
-        response: str,
+        prompt: Prompt,
+        response: Any,
         model: str = "",
         *,
+        params: Mapping[str, Any] | None = None,
         vector: Any = None,
         ttl: float | None = None,
         metadata: dict[str, Any] | None = None,
+        sources: Iterable[str] = (),
+        category: str | None = None,
+        fields: Mapping[str, Any] | None = None,
     ) -> Op[str]:
         """Store an answer, replacing that of the same prompt whole; return the entry's id.
 
-        `vector` is the prompt's, shape (dim,), if it is known. `ttl` in seconds (default: the
-        cache's). `metadata` is anything JSON can hold. The index is created when first needed.
+        `vector` is the prompt's, shape (dim,), if it is known. `response`, `ttl`, `metadata` and
+        `sources` are as in `LLMCache.store`; `fields` are values of the cache's own ones. The index
+        is created when first needed. Raises IndexMismatchError if there is one of other fields,
+        another size, or another embedder.
         """
-        require_text("prompt", prompt)
-        require_text("response", response, empty=True)
+        question = self._question(prompt, model, params)
+        check_response(response)
         px = self._ttl if ttl is None else milliseconds("ttl", ttl)
-        require_metadata(metadata)
-        to_json("metadata", metadata)
-        tag = self._model_tag(model)
-        identity = digest(self._owner, tag, prompt)
-        key = self._prefix + identity
-        blob = yield from self._vector(prompt, vector)
-        entry: dict[str, Any] = {"model": model, "prompt": prompt, "response": response, "px": px}
-        entry |= {"created": (yield from Now()), "metadata": metadata or {}}
-        fields = {"scope": self._owner, "model": tag, "vector": blob}
-        fields["entry"] = to_json("metadata", entry)
-        write = [commands.delete(key), commands.hset(key, fields)]
-        if px is not None:
-            write.append(commands.pexpire(key, px))
-        try:
-            yield from self._write(write, self._schema(len(blob)))
-        except TROUBLE as error:
-            forgiven(error, self._on_error)
-        return identity
+        check_metadata(metadata)
+        now = yield from Now()
+        entry: dict[str, Any] = {"model": model, "prompt": question.prompt, "response": response}
+        entry |= {"created": now, "px": px}
+        if question.text != question.prompt:
+            entry["text"] = question.text
+        stored = {"scope": self._owner, "model": question.tag}
+        if metadata:
+            entry["metadata"] = metadata
+        if any(saved := saving(metadata, None)):
+            entry["saves"] = saved
+        if category is not None:
+            entry["category"] = require_text("category", category)
+            stored["category"] = digest(category)
+        if names := as_sources(sources):
+            entry["sources"] = names
+            stored["sources"] = ",".join(map(digest, names))
+        value = packed(entry)
+        stored |= self._own(fields or {})
+        array = yield from self._vector(question.text, vector)
+        yield from self._shelf.write(
+            question.id, {**stored, "vector": array, "entry": value}, px, now
+        )
+        return question.id
 
-    def _write(self, write: list[Command[int]], schema: Schema) -> Op[None]:
-        """Write an entry, and see to it that there is an index to find it by."""
-        if not self._known.created:
-            yield from ensure_index(self._index, (self._all,), schema)
-            self._known.created, self._known.dim = True, schema.vector.dim
-        transaction = Batch(write, atomic=True)
-        yield from write_indexed(self._index, (self._all,), schema, transaction)
+    def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the values of the user's fields as they are stored."""
+        known = self._shelf.schema.fields
+        for name in values:
+            if name not in known or name in (*OWN, "vector"):
+                raise ValueError(f"fields: the cache was given no field {name!r}")
+        return {name: known[name].stored(value) for name, value in values.items()}
+
+    # -- deleting, counting ------------------------------------------------------------------------
 
     @operation
     def delete(self, id: str) -> Op[bool]:  # noqa: A002 - the API's own name
         """Delete an entry of this scope by its id; return whether there was one."""
         if not re.fullmatch("[0-9a-f]{32}", require_text("id", id)):
             raise ValueError("id must be one that store() returned")
-        return (yield from commands.delete(self._prefix + id)) > 0
+        return (yield from self._shelf.remove([id])) > 0
+
+    @operation
+    def delete_source(self, source: str) -> Op[int]:
+        """Delete every answer of this scope that was stored with this source; return how many."""
+        names = yield from self._shelf.of_source(digest(require_text("source", source)))
+        return (yield from self._shelf.remove(names))
+
+    @operation
+    def delete_where(self, filter: Filter, dry_run: bool = False) -> Op[int]:  # noqa: A002, FBT001, FBT002 - the API's name
+        """Delete the scope's entries that match; return how many, with `dry_run` without it."""
+        if not isinstance(filter, Filter):
+            raise TypeError("filter must be a Filter; all go by clear()")
+        names = yield from self._shelf.matching(filter)
+        return len(names) if dry_run else (yield from self._shelf.remove(names))
 
     @operation
     def clear(self) -> Op[int]:
         """Delete every entry of this namespace and scope, and nothing else; return how many."""
-        return (yield from clear_entries(self._prefix))
+        deleted = yield from clear_entries(self._shelf.prefix)
+        yield from commands.unlink([f"{self._namespace}:u:{self._owner}"])
+        return deleted
 
     @operation
     def drop(self) -> Op[int]:
         """Drop the index and the entries of *all* scopes of this namespace; return how many."""
-        self._known.created = False
-        with suppress(IndexNotFoundError):
-            yield from drop_index(self._index)
-        return (yield from clear_entries(self._all, digests=2))
+        yield from self._shelf.drop()
+        deleted = yield from clear_entries(self._shelf.all, digests=2)
+        yield from clear_entries(f"{self._namespace}:u:")
+        return deleted
 
-    def _vector(self, prompt: str, vector: Any) -> Op[Any]:
-        """Return the prompt's vector, checked, as an array of the index's type."""
+    @operation
+    def stats(self, *, reset: bool = False) -> Op[CacheStats]:
+        """Return what all processes asked this cache (of this namespace and scope), and its hits.
+
+        With `reset`, counting begins anew. Raises what the server's trouble raises.
+        """
+        return (yield from self._upkeep.stats(reset=reset))
+
+    @operation
+    def calibrate(self, pairs: Iterable[Any], target_false_hits: float = 0.01) -> Op[Calibration]:
+        """Return what each threshold would do to labelled pairs, and the one for a target.
+
+        `pairs` are (text, other text, whether they may share an answer), or dicts with `a`, `b` and
+        `same`. The cache's guards are asked, too; a judge is not. Nothing is stored.
+        """
+        from .caching.calibration import calibration  # noqa: PLC0415 - lookups do without it
+
+        rows = [
+            (pair["a"], pair["b"], pair["same"]) if isinstance(pair, Mapping) else tuple(pair)
+            for pair in pairs
+        ]
+        if not rows or not all(len(row) == 3 for row in rows):
+            raise ValueError("pairs must be (text, text, same), and there must be some")
+        texts = [[self._question(row[side], "", None).text for row in rows] for side in (0, 1)]
+        distances: list[float] = []
+        for start in range(0, len(rows), 1000):
+            part = [side[start : start + 1000] for side in texts]
+            vectors = yield from self._embedder.documents([*part[0], *part[1]])
+            matrix = np.asarray(vectors, np.float64)
+            matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
+            half = len(part[0])
+            distances += (1 - np.einsum("ij,ij->i", matrix[:half], matrix[half:])).tolist()
+        vetoed = [veto(self._guards, a, b) is not None for a, b in zip(*texts, strict=True)]
+        same = [bool(row[2]) for row in rows]
+        return calibration(distances, same, vetoed=vetoed, target_false_hits=target_false_hits)
+
+    # -- of both -----------------------------------------------------------------------------------
+
+    def _question(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
+        require_text("model", model, empty=True)
+        plain = isinstance(prompt, str)
+        if plain:
+            require_text("prompt", prompt)
+        whole, text, context = str(prompt), str(prompt), ""
+        if self._extract is not None or not plain:
+            text, context = (self._extract or _LAST_TURN)(prompt)
+        parts = [self._owner, model, self._embedder.fingerprint]
+        if not plain or params is not None:
+            whole = canonical(prompt, params)
+            parts += [context, canonical("" if plain else without_last_turn(prompt), params)]
+        elif context:
+            parts.append(context)
+        tag = digest(*parts)
+        return Question(whole, text, model, tag, digest(tag, whole))
+
+    def _terms(
+        self,
+        vector: Any,
+        max_distance: float | None,
+        category: str | None,
+        condition: Filter | None,
+        k: int,
+    ) -> Terms:
+        limit = None if max_distance is None else distance_limit("max_distance", max_distance)
+        if category is not None:
+            require_text("category", category)
+        self._shelf.schema.check_filter(condition)
+        if vector is not None:
+            vector = as_vector(vector, self._shelf.dim, dtype=self._shelf.dtype)
+        return Terms(vector, limit, category, condition, k)
+
+    def _vector(self, text: str, vector: Any = None) -> Op[Any]:
+        """Return a text's vector, checked, as an array of the index's type."""
         if vector is None:
-            vector = (yield from self._embedder.documents([prompt]))[0]
-        return as_vector(vector, self._known.dim, dtype=self._field.dtype)
-
-    def _model_tag(self, model: str) -> str:
-        return digest(require_text("model", model, empty=True), self._embedder.fingerprint)
-
-    def _filter(self, model_tag: str) -> str:
-        return f'@scope:{{"{self._owner}"}} @model:{{"{model_tag}"}}'
-
-    def _schema(self, dim: int) -> Schema:
-        vector = Vector("vector", dim, algorithm=self._field.algorithm, dtype=self._field.dtype)
-        tags = [Tag(name, case_sensitive=True) for name in ("scope", "model")]
-        return Schema([*tags, vector])
-
-    def _hit(
-        self, key: bytes, distance: float, fields: dict[bytes, bytes], model: str, now: float
-    ) -> CacheHit | None:
-        identity = key[-32:].decode(errors="replace")
-        entry = from_json(fields.get(b"entry"))
-        if not isinstance(entry, dict) or key != (self._prefix + identity).encode():
-            return None
-        tags = (fields.get(b"scope"), fields.get(b"model"))
-        if tags != (self._owner.encode(), self._model_tag(model).encode()):
-            return None
-        if entry.get("model") != model:
-            return None
-        return hit_of(entry, identity, now, distance, similarity(distance, "cosine"))
-
-
-def _nearest(reply: SearchReply) -> tuple[bytes, float, dict[bytes, bytes]] | None:
-    """Return key, distance and fields of the one row; None where it expired meanwhile."""
-    if not reply.rows or not reply.rows[0][1]:
-        return None
-    key, fields, _ = reply.rows[0]
-    assert fields is not None
-    try:
-        return key, float(fields[DISTANCE.encode()]), fields
-    except (KeyError, ValueError):
-        raise UnexpectedReplyError("FT.SEARCH: a row without a distance") from None
+            vector = (yield from self._embedder.documents([text]))[0]
+        return as_vector(vector, self._shelf.dim, dtype=self._shelf.dtype)

@@ -33,6 +33,8 @@ from ..protocol.operation import (
     Request,
     Runnable,
     Sent,
+    Tend,
+    Wait,
     name_of,
     refuse_exec,
     steps_of,
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
+
+_FAREWELL = 1.0  # seconds for what is sent before closing
 
 
 class _Lane:
@@ -101,6 +105,13 @@ class AsyncClient(BaseClient, AsyncRunner):
 
     async def close(self) -> None:
         """Close the connections; calls in flight fail, calls after this raise RuntimeError."""
+        try:
+            with suppress(RedisError):
+                await self._batch(self._parting(), _FAREWELL)
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
         self._closed = True
         self._connection = None
         here = asyncio.get_running_loop()
@@ -193,6 +204,45 @@ class AsyncClient(BaseClient, AsyncRunner):
                 with suppress(RedisError):  # it may have gone, and so may the server
                     await self.run(forget(cursor))
 
+    async def _relay(
+        self,
+        find: Callable[[], Runnable[list[T] | None]],
+        produce: Callable[[], Any],
+        keep: Callable[[list[T]], Runnable[Any]],
+        pace: float,
+    ) -> AsyncIterator[T]:
+        found = await self.run(find())
+        if found is not None:
+            for position, item in enumerate(found):
+                if pace and position:
+                    await asyncio.sleep(pace)
+                yield item
+            return
+        kept: list[T] = []
+        source = produce()
+        source = await source if inspect.isawaitable(source) else source
+        if not hasattr(source, "__aiter__"):
+            kind = type(source).__name__
+            raise TypeError(f"produce must return an asynchronous iterator, not {kind}")
+        try:
+            async for item in source:
+                kept.append(item)
+                yield item
+        finally:
+            if hasattr(source, "aclose"):
+                await source.aclose()
+        await self.run(keep(kept))
+
+    async def _tended(self, request: Tend) -> Any:
+        called = asyncio.ensure_future(_called(request))
+        try:
+            while not (await asyncio.wait([called], timeout=request.every))[0]:
+                with suppress(RedisError):  # the next one may succeed
+                    await self.run(request.beat())
+            return called.result()
+        finally:
+            called.cancel()
+
     async def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
             return request.value(await self._one(request.args))
@@ -200,9 +250,15 @@ class AsyncClient(BaseClient, AsyncRunner):
             return await self._batch(request)
         if isinstance(request, Embed):
             return await _embed(request)
+        if isinstance(request, Tend):
+            return await self._tended(request)
         if isinstance(request, Call):
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(None, request.function, *request.args)
+            return await _called(request)
+        if isinstance(request, Wait):
+            # Not await: who is cancelled does not take the others' outcome along.
+            future = asyncio.wrap_future(request.future)
+            await asyncio.wait([future])
+            return future.result()
         return await asyncio.sleep(request.seconds) if isinstance(request, Pause) else time()
 
     async def _one(
@@ -485,6 +541,14 @@ class _Leased(AsyncClient):
 
     async def _reconnect(self, loop: Any, deadline: float) -> Connection:  # noqa: ARG002 - it is lost
         raise errors.ConnectError("the connection that watched the keys was lost")
+
+
+async def _called(request: Call) -> Any:
+    """Call a function: an asynchronous one here, a plain one in a thread."""
+    if inspect.iscoroutinefunction(request.function):
+        return await request.function(*request.args)
+    result = await asyncio.to_thread(request.function, *request.args)
+    return await result if inspect.isawaitable(result) else result
 
 
 async def _embed(request: Embed) -> Any:

@@ -107,8 +107,7 @@ class Life(Bound[C_co]):
             yield from self._compare((yield from query.info(self.name)))
             return
         if self.embedder:
-            text = to_json("embedder", {"embedder": self.embedder})
-            yield from commands.set_value(MANIFESTS + self.name, text)
+            yield from commands.set_value(MANIFESTS + self.name, manifest(self.embedder))
         else:
             yield from self._drop_manifest()
 
@@ -247,10 +246,20 @@ class Life(Bound[C_co]):
                 )
 
 
+def manifest(embedder: str) -> str:
+    """Return what is written down of an index."""
+    return to_json("embedder", {"embedder": embedder})
+
+
+def embedder_in(data: bytes | None) -> str:
+    """Return the fingerprint that a manifest names, '' if there is none."""
+    written = from_json(data)
+    return str(written.get("embedder", "")) if isinstance(written, dict) else ""
+
+
 def read_manifest(name: str) -> Op[str]:
     """Return the fingerprint of the embedder that an index is for, '' if nobody wrote it down."""
     try:
-        manifest = from_json((yield from commands.get(MANIFESTS + name)))
+        return embedder_in((yield from commands.get(MANIFESTS + name)))
     except NoPermissionError:  # a user of this prefix only: nobody could have written it either
         return ""
-    return str(manifest.get("embedder", "")) if isinstance(manifest, dict) else ""

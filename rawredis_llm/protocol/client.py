@@ -18,6 +18,7 @@ from .operation import (
     Batch,
     Bound,
     Command,
+    Member,
     Op,
     Runnable,
     Runner,
@@ -85,6 +86,7 @@ class BaseClient:
         _batch: Callable[..., Any]
         _optimistic: Callable[..., Any]
         _pages: Callable[..., Any]
+        _relay: Callable[..., Any]
         _reauthenticate: Callable[[], Any]
 
     def __init__(
@@ -144,6 +146,7 @@ class BaseClient:
         self._pushes = self._settings.pushes
         self._observer = self._settings.observer
         self._info: ServerInfo | None = None
+        self._farewells: list[Callable[[], Sequence[Member]]] = []
         self._start()
 
     def __repr__(self) -> str:
@@ -272,6 +275,33 @@ class BaseClient:
         """
         return self._pages(page, forget)
 
+    @iterated
+    def relay(
+        self,
+        find: Callable[[], Runnable[list[T] | None]],
+        produce: Callable[[], Any],
+        keep: Callable[[list[T]], Runnable[Any]],
+        pace: float = 0.0,
+    ) -> Iterator[T]:
+        """Iterate over the items that `find` has, else over what `produce` gives, and keep those.
+
+        `find()` and `keep(items)` return ops. What was found comes `pace` seconds apart. Only when
+        `produce`'s iterator has ended, its items are kept: nothing of one that failed or was left.
+        """
+        return self._relay(find, produce, keep, pace)
+
+    @property
+    def address(self) -> str:
+        """Where the server is, without the password."""
+        return str(self._settings.address)
+
+    def before_close(self, farewell: Callable[[], Sequence[Member]]) -> None:
+        """Send the commands that a function returns, when the client is closed, within a second.
+
+        What they reply, or that nobody replied, is not looked at.
+        """
+        self._farewells.append(farewell)
+
     @coloured
     def reauthenticate(self) -> None:
         """Replace all connections by such with new credentials, and see that they are accepted.
@@ -279,6 +309,11 @@ class BaseClient:
         Calls under way end on the connection that they have. Raises AuthenticationError.
         """
         return self._reauthenticate()
+
+    def _parting(self) -> Batch:
+        """Return what is to be sent before the client is closed."""
+        farewells, self._farewells = self._farewells, []
+        return Batch([one for farewell in farewells for one in farewell()], raise_errors=False)
 
     def _server_info(self) -> Op[ServerInfo]:
         if self._info is None:

@@ -68,6 +68,11 @@ def hgetall(key: str | bytes) -> Command[dict[bytes, bytes]]:
     return Command(("HGETALL", key), as_mapping)
 
 
+def zrange(key: str | bytes, start: int = 0, stop: int = -1) -> Command[list[bytes]]:
+    """Return members of a sorted set by their rank, the least first."""
+    return Command(("ZRANGE", key, start, stop))
+
+
 def scan(
     cursor: bytes | int,
     match: str | bytes | None = None,

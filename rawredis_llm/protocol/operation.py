@@ -10,7 +10,9 @@ Request    what the runner does                  what the op is sent
 Command    sends it, reads one reply             the decoded reply
 Batch      sends all in one write, reads all     a list: what each of them gives
 Embed      calls the user's embedder             its vectors, one per text
-Call       calls a function that may block       its result
+Call       calls a function of the user's        its result
+Tend       the same, and beats meanwhile         its result
+Wait       waits for another call's outcome      that outcome
 Pause      waits                                 None
 Now        looks at the clock                    seconds since the epoch, a float
 =========  ====================================  =========================================
@@ -50,6 +52,8 @@ from .resp import Portions, encode_many
 from .vetting import HARMLESS, NAMES, command_name, vet
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from typing_extensions import Self, TypeVar
 
     T_co = TypeVar("T_co", covariant=True, default=Any)
@@ -299,7 +303,7 @@ class Embed(_Asking[Any]):
 class Call(_Asking[Any]):
     """Ask the runner to call a function that may block, such as a write to a file.
 
-    An `AsyncClient` runs it in a thread.
+    An `AsyncClient` runs it in a thread, or awaits it if it is asynchronous.
     """
 
     __slots__ = ("args", "function")
@@ -307,6 +311,31 @@ class Call(_Asking[Any]):
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.function = function
         self.args = args
+
+
+class Tend(Call):
+    """A call of a function; while it takes its time, the op of `beat` runs every so many seconds.
+
+    A beat that fails is tried again the next time.
+    """
+
+    __slots__ = ("beat", "every")
+
+    def __init__(
+        self, beat: Callable[[], Runnable[Any]], every: float, function: Callable[..., Any]
+    ) -> None:
+        super().__init__(function)
+        self.beat = beat
+        self.every = every
+
+
+class Wait(_Asking[Any]):
+    """Ask the runner to wait for what another thread or task will make of a future."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
 
 
 class Pause(_Asking[None]):
@@ -325,7 +354,7 @@ class Now(_Asking[float]):
 
 
 Sent: TypeAlias = "Batch | Sequence[Any]"  # a batch, or the arguments of a command
-Request: TypeAlias = "Command[Any] | Batch | Embed | Call | Pause | Now"
+Request: TypeAlias = "Command[Any] | Batch | Embed | Call | Wait | Pause | Now"
 Op: TypeAlias = Generator[Request, Any, T]
 Runnable: TypeAlias = "Command[T] | Op[T]"
 
@@ -356,6 +385,8 @@ class Plan:
     def pages(self, *_: Any) -> Any:
         """Raise TypeError: what iterates needs a client."""
         raise TypeError("what iterates cannot be planned: it needs a client")
+
+    relay = pages
 
 
 PLAN = Plan()
@@ -494,7 +525,7 @@ def steps_of(op: Any) -> Generator[Request, Any, Any]:
     """Return what runs an op step by step; raise TypeError for what is none."""
     if isinstance(op, GeneratorType):
         return op
-    if isinstance(op, (Command, Batch, Embed, Call, Pause, Now)):
+    if isinstance(op, (Command, Batch, Embed, Call, Wait, Pause, Now)):
         return iter(op)
     if hasattr(op, "__await__") and hasattr(op, "close"):
         op.close()  # a coroutine, which would complain of never having been awaited
@@ -597,7 +628,7 @@ def _resolve(steps: list[_Step]) -> Op[None]:
         if isinstance(request, Embed):
             embeds.setdefault((request.call, request.acall), []).append(step)
             continue
-        assert isinstance(request, (Call, Pause, Now))
+        assert isinstance(request, (Call, Wait, Pause, Now))
         try:
             result: Any = yield request
         except Exception as error:  # noqa: BLE001 - its op learns of it
@@ -618,8 +649,15 @@ def _resolve(steps: list[_Step]) -> Op[None]:
             start = end
 
 
-def watched(op: Runnable[T], see: Callable[[Request], None]) -> Op[T]:
-    """Return the same op, each of whose requests is shown to `see` before it is performed."""
+def watched(
+    op: Runnable[T],
+    see: Callable[[Request], None],
+    took: Callable[[Request, float], None] | None = None,
+) -> Op[T]:
+    """Return the same op, each of whose requests is shown to `see` before it is performed.
+
+    `took` is told afterwards how many seconds it took.
+    """
     inner = steps_of(op)
     step: Callable[[Any], Request] = inner.send
     value: Any = None
@@ -627,11 +665,14 @@ def watched(op: Runnable[T], see: Callable[[Request], None]) -> Op[T]:
         while True:
             request = step(value)
             see(request)
+            began: float = (yield Now()) if took is not None else 0.0
             try:
                 value = yield request
                 step = inner.send
             except Exception as error:  # noqa: BLE001 - thrown on into the op
                 value, step = error, inner.throw
+            if took is not None:
+                took(request, (yield Now()) - began)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]  # the op's own result
     finally:

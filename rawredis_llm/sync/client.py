@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from threading import Event, Thread
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,6 +25,8 @@ from ..protocol.operation import (
     Runnable,
     Runner,
     Sent,
+    Tend,
+    Wait,
     name_of,
     refuse_exec,
     steps_of,
@@ -45,6 +48,8 @@ __all__ = ["Client"]
 
 T = TypeVar("T")
 
+_FAREWELL = 1.0  # seconds for what is sent before closing
+
 
 class Client(BaseClient, Runner):
     """A Redis client for any number of threads. Creating one does no I/O."""
@@ -62,7 +67,11 @@ class Client(BaseClient, Runner):
 
     def close(self) -> None:
         """Close every connection; calls after this raise RuntimeError."""
-        self._pool.close()
+        try:
+            with suppress(RedisError):
+                self._batch(self._parting(), _FAREWELL)
+        finally:
+            self._pool.close()
 
     def run(self, op: Runnable[T]) -> T:
         """Run an op (or a single `Command`) and return its result."""
@@ -127,6 +136,53 @@ class Client(BaseClient, Runner):
                 with suppress(RedisError):  # it may have gone, and so may the server
                     self.run(forget(cursor))
 
+    def _relay(
+        self,
+        find: Callable[[], Runnable[list[T] | None]],
+        produce: Callable[[], Any],
+        keep: Callable[[list[T]], Runnable[Any]],
+        pace: float,
+    ) -> Iterator[T]:
+        found = self.run(find())
+        if found is not None:
+            for position, item in enumerate(found):
+                if pace and position:
+                    sleep(pace)
+                yield item
+            return
+        kept: list[T] = []
+        source = produce()
+        if not hasattr(source, "__iter__"):
+            getattr(source, "close", int)()  # a coroutine would complain of never being awaited
+            kind = type(source).__name__
+            raise TypeError(f"produce must return an iterator, not {kind}: is it for AsyncClient?")
+        try:
+            for item in source:
+                kept.append(item)
+                yield item
+        finally:
+            getattr(source, "close", int)()
+        self.run(keep(kept))
+
+    def _tended(self, request: Tend) -> Any:
+        ended = Event()
+
+        def beat() -> None:
+            while not ended.wait(request.every):
+                try:
+                    self.run(request.beat())
+                except RedisError:
+                    continue  # the next one may succeed
+                except RuntimeError:  # the client was closed
+                    return
+
+        # Not the function: what is local to the caller's thread is to be there.
+        Thread(target=beat, name="rawredis_llm beat", daemon=True).start()
+        try:
+            return request.function(*request.args)
+        finally:
+            ended.set()
+
     def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
             return request.value(self._one(request.args))
@@ -136,8 +192,12 @@ class Client(BaseClient, Runner):
             if request.call is None:
                 raise TypeError("this embedder is asynchronous only: use it with an AsyncClient")
             return request.call(request.texts)
+        if isinstance(request, Tend):
+            return self._tended(request)
         if isinstance(request, Call):
             return request.function(*request.args)
+        if isinstance(request, Wait):
+            return request.future.result()
         return sleep(request.seconds) if isinstance(request, Pause) else time()
 
     def _one(

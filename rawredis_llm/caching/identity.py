@@ -1,0 +1,129 @@
+"""What makes two questions the same one: a canonical form of chat messages and call parameters.
+
+The form is JSON with sorted keys, so that the order of keys does not matter; that of lists does.
+Everything is part of it, temperature and tool definitions too, but for:
+
+* what names a call and does not change its answer: the parameters in `LEFT_OUT`, a message's `id`;
+* parameters and parts of messages that are None, as clients fill in what was not given;
+* how tool calls are numbered: their ids are random, so each is replaced by its position;
+* whether a whole number is written 1 or 1.0.
+
+Bytes, and long texts inside of parts that are not text (images, audio, files), go in by their
+digest. Texts are compared as they are: no case folding, no Unicode normalisation. Imports no numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from ..keys import digest, digest_of, require_text, to_json
+
+__all__ = ["LEFT_OUT", "Prompt", "canonical", "fingerprint", "last_turn", "without_last_turn"]
+
+Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
+"""A text, or chat messages: `{"role": "user", "content": "..."}`, content a text or parts."""
+
+LEFT_OUT: Final = frozenset(
+    (
+        *("stream", "stream_options", "timeout", "user", "metadata", "store", "request_id"),
+        *("extra_headers", "safety_identifier", "prompt_cache_key", "service_tier"),
+    )
+)
+"""Parameters of a call that name or account for it, and do not change what is answered."""
+
+_LINKS: Final = frozenset(("tool_call_id", "tool_use_id", "call_id"))
+_LONG: Final = 256  # characters of a part that is no text, from which its digest stands for it
+
+
+def fingerprint(messages: Prompt, model: str = "", params: Mapping[str, Any] | None = None) -> str:
+    """Return 32 hex digits that tell this question from every other one.
+
+    `messages` are chat messages or a text (one user turn), `params` what else the model is given:
+    temperature, tools, response format. This module's text says what is left out. Raises TypeError
+    or ValueError for what JSON cannot hold.
+    """
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    return digest("chat", require_text("model", model, empty=True), canonical(messages, params))
+
+
+def canonical(messages: Prompt, params: Mapping[str, Any] | None = None) -> str:
+    """Return the canonical form of messages, or of a text, with a call's parameters."""
+    links: dict[str, str] = {}
+    said: Any = messages
+    if not isinstance(messages, str):
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise TypeError("prompt must be a text, or a list of messages that is not empty")
+        said = []
+        for message in messages:
+            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+                raise TypeError("a message must be a dict with a role")
+            given = {k: v for k, v in message.items() if v is not None and k != "id"}
+            said.append(_plain(given, links))
+    if not isinstance(params, (Mapping, type(None))):
+        raise TypeError(f"params must be a dict or None, not {type(params).__name__}")
+    kept = {k: v for k, v in (params or {}).items() if v is not None and k not in LEFT_OUT}
+    try:
+        return to_json("prompt or params", [said, _plain(kept, {})])
+    except RecursionError:
+        raise ValueError("prompt or params: nested too deeply") from None
+
+
+def _plain(value: Any, links: dict[str, str], *, data: bool = False) -> Any:
+    """Return a value as JSON has it; `data`: inside a part that is no text."""
+    if isinstance(value, str):
+        # A text that looks like a digest is replaced by its own, so none can stand for another.
+        return (
+            _digest(value.encode()) if value[:1] == "\0" or (data and len(value) > _LONG) else value
+        )
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return _digest(bytes(value))
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, Mapping):
+        kind = value.get("type")
+        data = data or (isinstance(kind, str) and kind not in ("text", "function", "object"))
+        return {
+            _name(key): _link(value[key], links)
+            if key in _LINKS or (key == "id" and kind in ("function", "tool_use", "tool_call"))
+            else _plain(value[key], links, data=data)
+            for key in sorted(value, key=_name)
+        }
+    if isinstance(value, (list, tuple)):
+        return [_plain(one, links, data=data) for one in value]
+    return value
+
+
+def _name(key: Any) -> str:
+    if not isinstance(key, str):
+        raise TypeError(f"prompt or params: a key must be a str, not {type(key).__name__}")
+    return key
+
+
+def _digest(data: bytes) -> str:
+    return f"\0{digest_of(data)}"
+
+
+def _link(name: Any, links: dict[str, str]) -> Any:
+    return links.setdefault(name, f"\0{len(links)}") if isinstance(name, str) else name
+
+
+def last_turn(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Return the position of the last message of the user's. Raises ValueError if there is none."""
+    for position in range(len(messages) - 1, -1, -1):
+        if messages[position].get("role") == "user":
+            return position
+    raise ValueError("prompt: none of its messages is the user's")
+
+
+def without_last_turn(messages: Any) -> list[Any]:
+    """Return messages without the text of the user's last turn; what else it holds stays."""
+    kept = list(messages)
+    position = last_turn(kept)
+    content = kept[position].get("content")
+    others: list[Any] = []
+    if isinstance(content, (list, tuple)):
+        others = [part for part in content if part.get("type", "text") != "text"]
+    kept[position] = {**kept[position], "content": others}
+    return kept

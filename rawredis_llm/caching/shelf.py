@@ -1,0 +1,322 @@
+"""Where a semantic cache keeps its entries: one hash each, and how the nearest are found.
+
+With a search module by its index, over all scopes of a namespace, in whose pre-filter scope and
+model stand. Without one by numpy: the vectors of the scope's entries are fetched and compared here,
+which bounds how many a scope may have. A sorted set by last use says which go first, where their
+number is bounded. Must not import a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from ..errors import (
+    IndexExistsError,
+    IndexNotFoundError,
+    NoPermissionError,
+    SearchUnavailableError,
+    UnexpectedReplyError,
+    UnsupportedError,
+)
+from ..index.life import MANIFESTS, embedder_in, manifest
+from ..protocol import commands
+from ..protocol.operation import Batch, Command, Member, Op
+from ..search import query
+from ..search.fields import Field, Tag
+from ..search.filters import Filter
+from ..search.query import DISTANCE, knn
+from ..search.replies import SearchReply, found_keys
+from ..search.schema import Schema, Vector
+from ..search.vectors import from_blob
+from .upkeep import OUT_OF_REACH, TROUBLE, OutOfReach, Upkeep
+
+SCANNED: Final = 1000
+"""Entries of a scope on a server without a search module, of which each lookup fetches all
+vectors: 6 MB of 1,536 dimensions, some 10 ms."""
+
+OWN: Final = ("scope", "model", "category", "sources")
+"""The tags that every entry has."""
+
+_RETURNED: Final = ("RETURN", 4, DISTANCE, "scope", "model", "entry")
+
+
+class Near(NamedTuple):
+    """An entry's key, its distance, and its fields; None where it expired meanwhile."""
+
+    key: bytes
+    distance: float
+    fields: dict[bytes, bytes] | None
+
+
+class Shelf:
+    """The entries of one scope; one object for a cache and its copies bound to a plan."""
+
+    def __init__(
+        self,
+        namespace: str,
+        owner: str,
+        upkeep: Upkeep,
+        *,
+        vector: Vector,
+        dim: int | None,
+        fields: Sequence[Field],
+        embedder: str,
+        max_entries: int | None,
+    ) -> None:
+        self.index = f"{namespace}:semantic"
+        self.all = f"{namespace}:s:"
+        self.prefix = f"{self.all}{owner}:"
+        self.dim = dim
+        self.dtype = vector.dtype
+        self._owner = owner
+        self._upkeep = upkeep
+        self._vector = vector
+        self._fields = list(fields)
+        self._embedder = embedder
+        self._limit = max_entries
+        self._used = f"{namespace}:u:{owner}"
+        self._created = False
+        self._same_embedder = not embedder  # or it was seen to be
+        self._scans = False  # there is no search module
+        self.schema = self._schema(dim or 1)  # of any size: filters are checked by it
+
+    def _schema(self, dim: int) -> Schema:
+        vector = Vector("vector", dim, algorithm=self._vector.algorithm, dtype=self.dtype)
+        tags = [Tag(name, case_sensitive=True) for name in OWN]
+        return Schema([*tags, *self._fields, vector])
+
+    # -- finding -----------------------------------------------------------------------------------
+
+    def nearest(
+        self, vector: Any, k: int, model: str, narrowed: str, condition: Filter | None
+    ) -> Op[list[Near] | OutOfReach]:
+        """Return the entries of a model nearest to a vector, nearest first.
+
+        `model` tells them from those of other scopes, too: one tag is found faster than two.
+        `narrowed` is query text that is put before that of the condition.
+        """
+        text = self.schema.check_filter(condition)
+        if not self._scans:
+            wanted = f'@model:{{"{model}"}}{narrowed}'
+            search = knn(
+                self.index,
+                wanted if condition is None else f"{wanted} ({text})",
+                "vector",
+                vector.tobytes(),
+                k,
+                _RETURNED,
+                params=() if condition is None else condition.params,
+                decode=_near,
+            )
+            try:
+                found: list[Near] | OutOfReach = yield from self._asked(search)
+            except IndexNotFoundError:
+                self._created = False  # nothing was ever stored, or somebody flushed
+                return []
+            except SearchUnavailableError:
+                self._scans = True
+            else:
+                return found
+        if condition is not None or narrowed:
+            raise UnsupportedError("filter and category need a server with a search module")
+        return (yield from self._scanned(vector, k, model))
+
+    def exact(self, key: str) -> Op[Near | OutOfReach]:
+        """Return the one entry of a key."""
+        fields = yield from self._asked(Command(("HMGET", key, "scope", "model", "entry")))
+        return fields if fields is OUT_OF_REACH else _whole(key.encode(), 0.0, fields)
+
+    def _asked(self, request: Command[Any]) -> Op[Any]:
+        """Ask, and the first time see to it that the entries are by the same embedder."""
+        if self._same_embedder:
+            return (yield from self._upkeep.ask(request))
+        # In a batch of its own: who may not read it learns nothing, and finds what there is.
+        written = Batch([commands.get(MANIFESTS + self.index)], raise_errors=False)
+        replies = yield from self._upkeep.ask(Batch([written, request]))
+        if replies is OUT_OF_REACH:
+            return replies
+        [named], value = replies
+        self._compare(named)
+        return value
+
+    def _compare(self, named: Any) -> None:
+        embedder = "" if isinstance(named, Exception) else embedder_in(named)
+        if embedder and self._embedder:
+            same = embedder == self._embedder
+            text = f"its vectors are by the embedder {embedder!r}, not {self._embedder!r}"
+            query.refuse_differences(self.index, [] if same else [text])
+            self._same_embedder = True
+
+    def _scanned(self, vector: Any, k: int, model: str) -> Op[list[Near] | OutOfReach]:
+        """Return the nearest entries by comparing all there are."""
+        names = yield from self._upkeep.ask(commands.zrange(self._used, -SCANNED))
+        if names is OUT_OF_REACH or not names:
+            return names
+        keys = [self.prefix.encode() + name for name in names]
+        fetch = [("HMGET", key, "scope", "model", "vector") for key in keys]
+        replies = yield from self._upkeep.ask(Batch(fetch))
+        if replies is OUT_OF_REACH:
+            return replies
+        tags = [self._owner.encode(), model.encode()]
+        asked = vector.tobytes()
+        there = [
+            (key, found[2])
+            for key, found in zip(keys, replies, strict=True)
+            if found[:2] == tags and found[2] is not None and len(found[2]) == len(asked)
+        ]
+        if not there:
+            return []
+        stored = from_blob(b"".join(blob for _, blob in there), self.dtype)
+        matrix = np.asarray(stored, np.float64).reshape(len(there), -1)
+        target = np.asarray(from_blob(asked, self.dtype), np.float64)
+        lengths = np.linalg.norm(matrix, axis=1) * np.linalg.norm(target)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            distances = 1 - matrix @ target / lengths
+        first = np.argsort(distances, kind="stable")[:k].tolist()
+        fetch = [("HMGET", there[row][0], "scope", "model", "entry") for row in first]
+        replies = yield from self._upkeep.ask(Batch(fetch))
+        if replies is OUT_OF_REACH:
+            return replies
+        return [
+            _whole(there[row][0], float(distances[row]), fields)
+            for row, fields in zip(first, replies, strict=True)
+        ]
+
+    # -- storing, deleting -------------------------------------------------------------------------
+
+    def write(self, name: str, fields: dict[str, Any], px: int | None, now: float) -> Op[None]:
+        """Replace an entry whole, and see to it that there is an index to find it by."""
+        schema = self._schema(len(fields["vector"]))
+        key = self.prefix + name
+        before: list[Member] = []
+        if not self._created:
+            reachable = yield from self._ensure(schema)
+            if not reachable:
+                return
+            if self._embedder and not self._same_embedder:
+                before.append(("SET", MANIFESTS + self.index, manifest(self._embedder), "NX"))
+                self._same_embedder = True
+        if not self._scans:
+            # Again: what is not indexed is not found, and somebody may have dropped it meanwhile.
+            before.append(query.create_index(self.index, (self.all,), schema))
+        entry = [commands.delete(key), commands.hset(key, fields)]
+        if px is not None:
+            entry.append(commands.pexpire(key, px))
+        steps: list[Member] = [Batch(before, raise_errors=False), Batch(entry, atomic=True)]
+        limit = min(self._limit or SCANNED, SCANNED) if self._scans else self._limit
+        if limit is not None:
+            steps.append(("ZADD", self._used, round(now * 1000), name))
+            steps.append(commands.zrange(self._used, 0, -limit - 1))
+        replies = yield from self._upkeep.ask(Batch(steps))
+        if replies is OUT_OF_REACH:
+            return
+        for failure in replies[0]:
+            if isinstance(failure, Exception) and not isinstance(
+                failure, (IndexExistsError, NoPermissionError, *TROUBLE)
+            ):
+                raise failure
+        if limit is not None and replies[-1]:
+            yield from self._upkeep.ask(self._removal([n.decode() for n in replies[-1]]))
+
+    def _ensure(self, schema: Schema) -> Op[bool]:
+        """Create the index, or see that it is the same; return whether the server was there."""
+        asked = [
+            query.create_index(self.index, (self.all,), schema),
+            query.info(self.index),
+            commands.get(MANIFESTS + self.index),
+        ]
+        replies = yield from self._upkeep.ask(Batch([Batch(asked, raise_errors=False)]))
+        if replies is OUT_OF_REACH:
+            return False
+        created, info, named = replies[0]
+        if isinstance(created, SearchUnavailableError):
+            self._scans = True
+        elif isinstance(created, IndexExistsError):
+            if isinstance(info, Exception):
+                raise info
+            query.refuse_differences(self.index, schema.differences(info, (self.all,)))
+        elif isinstance(created, Exception):
+            raise created
+        self._compare(named)
+        self._created, self.dim = True, schema.vector.dim
+        return True
+
+    def touch(self, name: str, now: float) -> None:
+        """Take notice that an entry was used."""
+        if self._limit is not None or self._scans:
+            self._upkeep.tally.touch(self._used, name, now)
+
+    def matching(self, condition: Filter | None, narrowed: str = "") -> Op[list[str]]:
+        """Return the names of the scope's entries that match."""
+        text = self.schema.check_filter(condition)
+        wanted = f'@scope:{{"{self._owner}"}}{narrowed}'
+        params = () if condition is None else condition.params
+        search = (
+            *("FT.SEARCH", self.index, wanted if condition is None else f"{wanted} ({text})"),
+            *("NOCONTENT", *query.with_params(params), "LIMIT", 0, query.MAX_RESULTS),
+            *query.UNLIMITED,
+        )
+        try:
+            keys = yield from Command(search, found_keys)
+        except IndexNotFoundError:
+            return []
+        start = self.prefix.encode()
+        return [key[len(start) :].decode() for key in keys if key.startswith(start)]
+
+    def of_source(self, source: str) -> Op[list[str]]:
+        """Return the names of the scope's entries that have a source, by its digest."""
+        if not self._scans:
+            try:
+                return (yield from self.matching(None, f' @sources:{{"{source}"}}'))
+            except SearchUnavailableError:
+                self._scans = True
+        names = [name.decode() for name in (yield from commands.zrange(self._used))]
+        found = yield from Batch([("HGET", self.prefix + name, "sources") for name in names])
+        return [
+            name
+            for name, sources in zip(names, found, strict=True)
+            if source.encode() in (sources or b"").split(b",")
+        ]
+
+    def remove(self, names: Sequence[str]) -> Op[int]:
+        """Delete entries; return how many there were."""
+        if not names:
+            return 0
+        deleted, _ = yield from self._removal(names)
+        return int(deleted)
+
+    def _removal(self, names: Sequence[str]) -> Batch:
+        unlinked = commands.unlink([self.prefix + name for name in names])
+        return Batch([unlinked, ("ZREM", self._used, *names)])
+
+    def drop(self) -> Op[None]:
+        """Drop the index, and what is written down of it."""
+        self._created = False
+        self._same_embedder = not self._embedder
+        with suppress(IndexNotFoundError, SearchUnavailableError):
+            yield from query.drop_index(self.index)
+        yield from commands.unlink([MANIFESTS + self.index])
+
+
+def _whole(key: bytes, distance: float, fields: list[bytes | None]) -> Near:
+    scope, model, entry = fields
+    if scope is None or model is None or entry is None:
+        return Near(key, distance, None)
+    return Near(key, distance, {b"scope": scope, b"model": model, b"entry": entry})
+
+
+def _near(reply: SearchReply) -> list[Near]:
+    """Return the rows of a KNN; one that expired meanwhile may have a distance of anything."""
+    try:
+        return [
+            Near(key, float(fields[DISTANCE.encode()]), fields)
+            if fields
+            else Near(key, float("nan"), None)
+            for key, fields, _ in reply.rows
+        ]
+    except (KeyError, ValueError):
+        raise UnexpectedReplyError("FT.SEARCH: a row without a distance") from None

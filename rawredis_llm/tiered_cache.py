@@ -1,0 +1,133 @@
+"""The exact and the semantic cache as one: both are asked in the same round trip.
+
+Must not import a client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .cache import LLMCache
+from .caching.entries import CacheHit
+from .caching.identity import Prompt
+from .protocol.operation import Bound, C_co, Op, Plan, operation, together
+from .semantic_cache import SemanticCache
+
+__all__ = ["TieredCache"]
+
+
+class TieredCache(Bound[C_co]):
+    """An exact cache before a semantic one, both of the same client.
+
+    With `promote`, what the semantic one found for a question is stored in the exact one under it,
+    for as long as it lives there.
+    """
+
+    def __init__(
+        self, exact: LLMCache[C_co], semantic: SemanticCache[C_co], *, promote: bool = False
+    ) -> None:
+        if not isinstance(exact, LLMCache) or not isinstance(semantic, SemanticCache):
+            raise TypeError("TieredCache takes an LLMCache and a SemanticCache")
+        if exact.client is not semantic.client:
+            raise ValueError("exact and semantic must have the same client")
+        self._bind(exact.client)
+        self.exact = exact
+        self.semantic = semantic
+        self._promotes = promote
+
+    @property
+    def plan(self) -> TieredCache[Plan]:
+        """This cache with methods that return ops, for `client.gather`."""
+        planned: TieredCache[Plan] = self._planned()
+        return planned
+
+    @operation
+    def lookup(
+        self,
+        prompt: Prompt,
+        model: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        vector: Any = None,
+        max_distance: float | None = None,
+    ) -> Op[CacheHit | None]:
+        """Return the answer to this question, else to the nearest one, or None.
+
+        The parameters are as in `SemanticCache.lookup`. Each cache counts what it was asked.
+        """
+        asked, exact, semantic = self.exact.asked(prompt, model, params), self.exact, self.semantic
+        question, terms = yield from semantic.asked(prompt, model, params, vector, max_distance)
+        (found, now), near = yield from together(
+            [exact.look(asked), semantic.nearby(question, terms)]
+        )
+        exact.upkeep.count(found, now)
+        hit: CacheHit | None = found.hit
+        if hit is not None and hit.error is None:
+            return hit
+        found, now = yield from semantic.settled(near, question, terms, [])
+        semantic.count(found, now)
+        hit = found.hit
+        if hit is not None and self._promotes:
+            sources = found.entry.get("sources", ())
+            yield from exact.plan.store(
+                prompt,
+                hit.response,
+                model,
+                params=params,
+                ttl=hit.ttl,
+                metadata=hit.metadata,
+                sources=sources,
+            )
+        return hit
+
+    @operation
+    def store(
+        self,
+        prompt: Prompt,
+        response: Any,
+        model: str = "",
+        *,
+        params: Mapping[str, Any] | None = None,
+        vector: Any = None,
+        ttl: float | None = None,
+        metadata: dict[str, Any] | None = None,
+        sources: Iterable[str] = (),
+        category: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+    ) -> Op[str]:
+        """Store an answer in both, in one write; return its id in the semantic cache.
+
+        The parameters are as in `SemanticCache.store`.
+        """
+        names = list(sources)
+        of_both: dict[str, Any] = {"params": params, "ttl": ttl, "metadata": metadata}
+        ids = yield from together(
+            [
+                self.exact.plan.store(prompt, response, model, sources=names, **of_both),
+                self.semantic.plan.store(
+                    prompt,
+                    response,
+                    model,
+                    vector=vector,
+                    sources=names,
+                    category=category,
+                    fields=fields,
+                    **of_both,
+                ),
+            ]
+        )
+        return str(ids[1])
+
+    @operation
+    def delete_source(self, source: str) -> Op[int]:
+        """Delete every answer that was stored with this source, from both; return how many."""
+        counts = yield from together(
+            [self.exact.plan.delete_source(source), self.semantic.plan.delete_source(source)]
+        )
+        return sum(counts)
+
+    @operation
+    def clear(self) -> Op[int]:
+        """Delete every entry of both; return how many."""
+        return sum((yield from together([self.exact.plan.clear(), self.semantic.plan.clear()])))
