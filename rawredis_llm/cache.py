@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 
 from .caching.entries import (
@@ -32,7 +33,7 @@ from .caching.flight import Entry, Flight, response_of, single_flight
 from .caching.identity import Prompt, canonical
 from .caching.upkeep import OUT_OF_REACH, CacheStats, Upkeep
 from .errors import WrongTypeError
-from .keys import clear_entries, digest, milliseconds, require_text
+from .keys import clear_entries, digest, framed, milliseconds, require_text
 from .protocol import commands
 from .protocol.client import iterated
 from .protocol.operation import Batch, Bound, C_co, Member, Now, Op, Plan, operation
@@ -104,7 +105,7 @@ class LLMCache(Bound[C_co]):
         self._lifetime = as_lifetime(ttl, stale_for, jitter)
         if refresh not in ("never", "on_hit"):
             raise ValueError(f'refresh must be "never" or "on_hit", not {refresh!r}')
-        self._refreshes = refresh == "on_hit"
+        self.refreshes = refresh == "on_hit"
         milliseconds("error_ttl", error_ttl)
         self._error_ttl = error_ttl
         if compress_above is not None and (type(compress_above) is not int or compress_above < 0):
@@ -113,6 +114,8 @@ class LLMCache(Bound[C_co]):
         self._namespace = namespace
         self._owner = digest("exact", namespace, scope)
         self._prefix = f"{namespace}:x:{self._owner}:"
+        # A model's part of an identity costs as much as the prompt's, and is mostly the same.
+        self._seeds = lru_cache(maxsize=64)(partial(_seed, self._owner, self._prefix))
         self.upkeep = Upkeep(client, f"{namespace}:c:{self._owner}", on_error)
 
     @property
@@ -151,7 +154,7 @@ class LLMCache(Bound[C_co]):
         if not questions:
             return []
         keys = [question.key for question in questions]
-        request = Batch([("MGET", *keys), *(("PTTL", key) for key in keys if self._refreshes)])
+        request = Batch([("MGET", *keys), *(("PTTL", key) for key in keys if self.refreshes)])
         replies = yield from self.upkeep.ask(request)
         now = yield from Now()
         if replies is OUT_OF_REACH:
@@ -160,7 +163,7 @@ class LLMCache(Bound[C_co]):
             return [None] * len(keys)
         data, *left = replies
         found = [
-            self._found(one, question, now, ttl)
+            self.found(one, question, now, ttl)
             for one, question, ttl in zip(data, questions, left or [None] * len(keys), strict=True)
         ]
         yield from self._renew(zip(questions, found, strict=True))
@@ -173,7 +176,7 @@ class LLMCache(Bound[C_co]):
         get = commands.get(question.key)
         left = None
         try:
-            if self._refreshes:
+            if self.refreshes:
                 data = yield from self.upkeep.ask(Batch([get, ("PTTL", question.key)]))
                 if data is not OUT_OF_REACH:
                     data, left = data
@@ -184,22 +187,22 @@ class LLMCache(Bound[C_co]):
         now = yield from Now()
         if data is OUT_OF_REACH:
             return UNREACHABLE, now
-        found = self._found(data, question, now, left)
-        if self._refreshes:
+        found = self.found(data, question, now, left)
+        if self.refreshes:
             yield from self._renew([(question, found)])
         return found, now
 
-    def _found(
+    def found(
         self, data: bytes | None, question: Question, now: float, left: int | None = None
     ) -> Found:
+        """Return what a key's value comes to; a value, not an operation."""
         if data is None:
             return ABSENT
         entry = unpacked(data)
         if type(entry) is dict:
             get = entry.get
-            if (get("id"), get("scope"), get("model")) == (
-                *(question.id, self._scope, question.model),
-            ):
+            model = get("model") == question.model
+            if model and get("id") == question.id and get("scope") == self._scope:
                 hit = hit_of(entry, question.id, now, left)
                 if hit is not None:
                     return Found(hit, "", entry)
@@ -207,7 +210,7 @@ class LLMCache(Bound[C_co]):
 
     def _renew(self, found: Iterable[tuple[Question, Found]]) -> Op[None]:
         """Give entries that were hit their own time to live anew, and their sources' notes."""
-        if not self._refreshes:
+        if not self.refreshes:
             return
         renewed: list[Member] = []
         for question, (hit, _, entry, _) in found:
@@ -404,7 +407,7 @@ class LLMCache(Bound[C_co]):
             lock=f"{self._namespace}:f:{question.id}",
             lease=lease,
             upkeep=self.upkeep,
-            judge=lambda data, now: self._found(data, question, now).hit,
+            judge=lambda data, now: self.found(data, question, now).hit,
             answered=lambda response, now, took: entry({"response": response}, now, took=took),
             failed=failed,
             compute=compute,
@@ -510,21 +513,25 @@ class LLMCache(Bound[C_co]):
 
     def asked(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
         """Return what is asked, checked; a value, not an operation."""
-        require_text("model", model, empty=True)
+        state, prefix = self._seeds(model)
         if params is None and isinstance(prompt, str):
-            require_text("prompt", prompt)
-            identity = digest(self._owner, model, prompt)
+            identity = framed(state.copy(), require_text("prompt", prompt)).hexdigest()
         else:
             prompt = canonical(prompt, params)
-            identity = digest(self._owner, model, "chat", prompt)
-        key = f"{self._prefix}{_model_digest(model)}:{identity}"
-        return Question(prompt, model, identity, key)
+            identity = framed(framed(state.copy(), "chat"), prompt).hexdigest()
+        return Question(prompt, model, identity, prefix + identity)
 
     def _source_key(self, source: str) -> str:
         return f"{self._namespace}:o:{self._owner}:{digest(source)}"
 
 
-@lru_cache(maxsize=256)
+def _seed(owner: str, prefix: str, model: str) -> tuple[blake2b, str]:
+    """Return the state of a digest, and the start of a key, that a model's entries share."""
+    require_text("model", model, empty=True)
+    state = framed(framed(blake2b(digest_size=16), owner), model)
+    return state, f"{prefix}{_model_digest(model)}:"
+
+
 def _model_digest(model: str) -> str:
     return digest("model", model)
 

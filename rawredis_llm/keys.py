@@ -15,6 +15,8 @@ from typing import Any, Final
 from .protocol import commands
 from .protocol.operation import Batch, Op
 
+_scan: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # it is public
+
 LONGEST_TTL: Final = 10**12  # seconds; the clock plus it must fit 64 bits of milliseconds
 
 
@@ -26,9 +28,15 @@ def digest(*parts: str) -> str:
     """
     state = blake2b(digest_size=16)
     for part in parts:
-        data = part.encode()
-        state.update(b"%d:%b" % (len(data), data))
+        framed(state, part)
     return state.hexdigest()
+
+
+def framed(state: blake2b, part: str) -> blake2b:
+    """Add a part, framed by its length in bytes, to a state of `digest`; return the state."""
+    data = part.encode()
+    state.update(b"%d:%b" % (len(data), data))
+    return state
 
 
 def digest_of(data: bytes) -> str:
@@ -92,9 +100,11 @@ def from_json(data: bytes | str | None) -> Any:
     if data is None:
         return None
     try:
-        return json.loads(data)
-    except (ValueError, RecursionError):
+        text = data if isinstance(data, str) else data.decode()
+        value, end = _scan(text, 0)  # half of what loads() takes, as it knows the encoding
+    except (ValueError, RecursionError, StopIteration):
         return None
+    return value if end == len(text) else None
 
 
 def distance_limit(name: str, value: float) -> float:

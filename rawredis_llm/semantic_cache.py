@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
@@ -39,6 +41,7 @@ from .keys import (
     clear_entries,
     digest,
     distance_limit,
+    framed,
     indexed_key_part,
     milliseconds,
     require_text,
@@ -48,12 +51,19 @@ from .protocol.operation import Bound, C_co, Call, Embed, Now, Op, Plan, Request
 from .search.fields import Field
 from .search.filters import Filter, whole_number
 from .search.schema import Vector
-from .search.vectors import as_vector, similarity
+from .search.vectors import as_vector
 
 if TYPE_CHECKING:
     from .caching.calibration import Calibration
 
 __all__ = ["Candidate", "Lookup", "SemanticCache"]
+
+
+def _seed(owner: str, embedder: str, model: str, *context: str) -> tuple[str, blake2b]:
+    """Return the tag of all that must be the same, and the state of an identity's digest."""
+    tag = digest(owner, embedder, require_text("model", model, empty=True), *context)
+    return tag, framed(blake2b(digest_size=16), tag)
+
 
 _LAST_TURN: Final = extractor()
 _MORE: Final = 64  # entries to look at where all the nearest ones had expired
@@ -164,28 +174,25 @@ class SemanticCache(Bound[C_co]):
         }
         self._ttl = milliseconds("ttl", ttl)
         self._guards = as_guards(guards)
-        if judge is not None and not callable(judge):
-            raise TypeError(f"judge must be a function, not {type(judge).__name__}")
+        if not callable(judge or extractor) or not callable(extract or extractor):
+            raise TypeError("judge and extract must be functions")
         self._judge = judge
         self._judge_from = distance_limit("judge_from", judge_from)
         self._extract = extract
-        careful = bool(self._guards) or judge is not None
+        careful = self._guards or judge is not None
         self._k = (5 if careful else 1) if k is None else whole_number("k", k)
-        if max_entries is not None:
-            whole_number("max_entries", max_entries)
-        for one in fields:
-            if one.name in (*OWN, "vector", "entry"):
-                raise ValueError(f"fields: {one.name!r} is the cache's own")
         self._namespace = namespace
         self._owner = digest("semantic", namespace, scope)
-        self._upkeep = Upkeep(client, f"{namespace}:c:{self._owner}", on_error)
-        vector = Vector("vector", 1 if dim is None else dim, algorithm=algorithm, dtype=dtype)
-        self._shelf = Shelf(
+        # What a model's questions share of their digests.
+        named = (self._owner, self._embedder.fingerprint)
+        self._seeds = lru_cache(maxsize=64)(partial(_seed, *named))
+        self.upkeep = Upkeep(client, f"{namespace}:c:{self._owner}", on_error)
+        self.shelf = Shelf(
             namespace,
             self._owner,
-            self._upkeep,
-            vector=vector,
-            dim=None if dim is None else vector.dim,
+            self.upkeep,
+            vector=Vector("vector", 1 if dim is None else dim, algorithm=algorithm, dtype=dtype),
+            dim=dim,
             fields=fields,
             embedder=self._embedder.fingerprint,
             max_entries=max_entries,
@@ -219,7 +226,7 @@ class SemanticCache(Bound[C_co]):
         """
         question = self._question(prompt, model, params)
         terms = self._terms(vector, max_distance, category, filter, self._k)
-        found, now = yield from self._look(question, terms, [])
+        found, now = yield from self._look(question, terms)
         self.count(found, now)
         return found.hit
 
@@ -252,12 +259,12 @@ class SemanticCache(Bound[C_co]):
         return told
 
     def _look(
-        self, question: Question, terms: Terms, seen: list[Candidate]
+        self, question: Question, terms: Terms, seen: list[Candidate] | None = None
     ) -> Op[tuple[Found, float]]:
         """Return what there is, uncounted, and the time; what was looked at is added to `seen`."""
         if terms.vector is None:
             if terms.condition is None:
-                exact = yield from self._shelf.exact(self._shelf.prefix + question.id)
+                exact = yield from self.shelf.exact(self.shelf.prefix + question.id)
                 now = yield from Now()
                 if isinstance(exact, OutOfReach):
                     return UNREACHABLE, now
@@ -287,14 +294,14 @@ class SemanticCache(Bound[C_co]):
         """Return the nearest entries, whatever they are; an op, not an operation."""
         vector, _, category, condition, k = terms
         narrowed = "" if category is None else f' @category:{{"{digest(category)}"}}'
-        return (yield from self._shelf.nearest(vector, k, question.tag, narrowed, condition))
+        return (yield from self.shelf.nearest(vector, k, question.tag, narrowed, condition))
 
     def settled(
         self,
         near: list[Near] | OutOfReach,
         question: Question,
         terms: Terms,
-        seen: list[Candidate],
+        seen: list[Candidate] | None = None,
     ) -> Op[tuple[Found, float]]:
         """Return what the nearest entries come to, and the time; an op, not an operation."""
         now = yield from Now()
@@ -310,14 +317,15 @@ class SemanticCache(Bound[C_co]):
         return (yield from self.settled(near, question, terms, seen))
 
     def _exact(
-        self, near: Near, question: Question, terms: Terms, seen: list[Candidate], now: float
+        self, near: Near, question: Question, terms: Terms, seen: list[Candidate] | None, now: float
     ) -> Found:
         """Return the entry of the very question; but for its category there is nothing to ask."""
         found, _ = self._read(near, question, now, exact=True)
         if found.hit is not None:
             same = terms.category in (None, found.entry.get("category"))
             refused = None if same else "category"
-            seen.append(Candidate(found.hit.id, found.hit.prompt, near.distance, refused))
+            if seen is not None:
+                seen.append(Candidate(found.hit.id, found.hit.prompt, near.distance, refused))
             if refused is not None:
                 return Found(None, refused)
         return found
@@ -327,7 +335,7 @@ class SemanticCache(Bound[C_co]):
         near: Sequence[Near],
         question: Question,
         terms: Terms,
-        seen: list[Candidate],
+        seen: list[Candidate] | None,
         now: float,
     ) -> Op[Found]:
         """Return the first of the entries that passes every gate, or why the first did not."""
@@ -337,37 +345,39 @@ class SemanticCache(Bound[C_co]):
             if found.hit is None:
                 first = found if first is ABSENT else first
                 continue
-            refused = yield from self._refusal(one.distance, text, question, found, terms)
-            seen.append(Candidate(found.hit.id, found.hit.prompt, one.distance, refused))
+            refused = None
+            if not one.distance <= self._limit(terms, found):  # NaN, too, is far
+                refused = "far"
+            elif why := veto(self._guards, question.text, text) if self._guards else None:
+                refused = f"guard: {why}"
+            elif self._judge is not None and one.distance > self._judge_from:
+                refused = yield from self._judged(question.text, text)
+            if seen is not None:
+                seen.append(Candidate(found.hit.id, found.hit.prompt, one.distance, refused))
             if refused is None:
                 return found
             if first is ABSENT:
                 first = Found(None, refused.partition(":")[0])
         return first
 
-    def _refusal(
-        self, distance: float, text: str, question: Question, found: Found, terms: Terms
-    ) -> Op[str | None]:
-        """Return which gate refuses an entry, and why, or None."""
-        limit = terms.limit
-        if limit is None:
-            category = found.entry.get("category")
-            limit = self._max_distance
-            if isinstance(category, str):
-                limit = self._categories.get(category, limit)
-        if not distance <= limit:  # NaN, too, is far
-            return "far"
-        if why := veto(self._guards, question.text, text):
-            return f"guard: {why}"
-        if self._judge is not None and distance > self._judge_from:
-            verdict = yield from Call(self._judge, question.text, text)
-            if type(verdict) is not bool:
-                getattr(verdict, "close", int)()
-                raise TypeError(f"judge must return a bool, not {type(verdict).__name__}")
-            self._upkeep.tally.add(self._upkeep.key, f"judged:{'yes' if verdict else 'no'}")
-            if not verdict:
-                return "judge"
-        return None
+    def _limit(self, terms: Terms, found: Found) -> float:
+        """Return up to which distance an entry counts as the same."""
+        if terms.limit is not None:
+            return terms.limit
+        category = found.entry.get("category")
+        if isinstance(category, str):
+            return self._categories.get(category, self._max_distance)
+        return self._max_distance
+
+    def _judged(self, asked: str, stored: str) -> Op[str | None]:
+        """Return "judge" if it refuses, or None; the verdict is counted."""
+        assert self._judge is not None
+        verdict = yield from Call(self._judge, asked, stored)
+        if type(verdict) is not bool:
+            getattr(verdict, "close", int)()
+            raise TypeError(f"judge must return a bool, not {type(verdict).__name__}")
+        self.upkeep.tally.add(self.upkeep.key, f"judged:{'yes' if verdict else 'no'}")
+        return None if verdict else "judge"
 
     def _read(
         self, near: Near, question: Question, now: float, *, exact: bool = False
@@ -378,16 +388,16 @@ class SemanticCache(Bound[C_co]):
             return (ABSENT if exact else EXPIRED), ""
         identity = key[-32:].decode(errors="replace")
         entry = unpacked(fields.get(b"entry"))
-        tags = (fields.get(b"scope"), fields.get(b"model"))
         if (
-            not isinstance(entry, dict)
-            or key != (self._shelf.prefix + identity).encode()
-            or tags != (self._owner.encode(), question.tag.encode())
+            type(entry) is not dict
+            or fields.get(b"model") != question.tag.encode()
+            or fields.get(b"scope") != self._owner.encode()
+            or key != (self.shelf.prefix + identity).encode()
             or entry.get("model") != question.model
             or (exact and entry.get("prompt") != question.prompt)
         ):
             return DAMAGED, ""
-        hit = hit_of(entry, identity, now, None, distance, similarity(distance, "cosine"))
+        hit = hit_of(entry, identity, now, None, distance, min(max(1.0 - distance / 2.0, 0.0), 1.0))
         if hit is None:
             return DAMAGED, ""
         text = entry.get("text", hit.prompt)
@@ -397,8 +407,8 @@ class SemanticCache(Bound[C_co]):
     def count(self, found: Found, now: float) -> None:
         """Count a lookup, and take notice of the entry's use."""
         if found.hit is not None:
-            self._shelf.touch(found.hit.id, now)
-        self._upkeep.count(found, now)
+            self.shelf.touch(found.hit.id, now)
+        self.upkeep.count(found, now)
 
     # -- storing -----------------------------------------------------------------------------------
 
@@ -447,14 +457,14 @@ class SemanticCache(Bound[C_co]):
         value = packed(entry)
         stored |= self._own(fields or {})
         array = yield from self._vector(question.text, vector)
-        yield from self._shelf.write(
+        yield from self.shelf.write(
             question.id, {**stored, "vector": array, "entry": value}, px, now
         )
         return question.id
 
     def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of the user's fields as they are stored."""
-        known = self._shelf.schema.fields
+        known = self.shelf.schema.fields
         for name in values:
             if name not in known or name in (*OWN, "vector"):
                 raise ValueError(f"fields: the cache was given no field {name!r}")
@@ -467,34 +477,34 @@ class SemanticCache(Bound[C_co]):
         """Delete an entry of this scope by its id; return whether there was one."""
         if not re.fullmatch("[0-9a-f]{32}", require_text("id", id)):
             raise ValueError("id must be one that store() returned")
-        return (yield from self._shelf.remove([id])) > 0
+        return (yield from self.shelf.remove([id])) > 0
 
     @operation
     def delete_source(self, source: str) -> Op[int]:
         """Delete every answer of this scope that was stored with this source; return how many."""
-        names = yield from self._shelf.of_source(digest(require_text("source", source)))
-        return (yield from self._shelf.remove(names))
+        names = yield from self.shelf.of_source(digest(require_text("source", source)))
+        return (yield from self.shelf.remove(names))
 
     @operation
     def delete_where(self, filter: Filter, dry_run: bool = False) -> Op[int]:  # noqa: A002, FBT001, FBT002 - the API's name
         """Delete the scope's entries that match; return how many, with `dry_run` without it."""
         if not isinstance(filter, Filter):
             raise TypeError("filter must be a Filter; all go by clear()")
-        names = yield from self._shelf.matching(filter)
-        return len(names) if dry_run else (yield from self._shelf.remove(names))
+        names = yield from self.shelf.matching(filter)
+        return len(names) if dry_run else (yield from self.shelf.remove(names))
 
     @operation
     def clear(self) -> Op[int]:
         """Delete every entry of this namespace and scope, and nothing else; return how many."""
-        deleted = yield from clear_entries(self._shelf.prefix)
+        deleted = yield from clear_entries(self.shelf.prefix)
         yield from commands.unlink([f"{self._namespace}:u:{self._owner}"])
         return deleted
 
     @operation
     def drop(self) -> Op[int]:
         """Drop the index and the entries of *all* scopes of this namespace; return how many."""
-        yield from self._shelf.drop()
-        deleted = yield from clear_entries(self._shelf.all, digests=2)
+        yield from self.shelf.drop()
+        deleted = yield from clear_entries(self.shelf.all, digests=2)
         yield from clear_entries(f"{self._namespace}:u:")
         return deleted
 
@@ -504,7 +514,7 @@ class SemanticCache(Bound[C_co]):
 
         With `reset`, counting begins anew. Raises what the server's trouble raises.
         """
-        return (yield from self._upkeep.stats(reset=reset))
+        return (yield from self.upkeep.stats(reset=reset))
 
     @operation
     def calibrate(self, pairs: Iterable[Any], target_false_hits: float = 0.01) -> Op[Calibration]:
@@ -537,21 +547,18 @@ class SemanticCache(Bound[C_co]):
     # -- of both -----------------------------------------------------------------------------------
 
     def _question(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
-        require_text("model", model, empty=True)
-        plain = isinstance(prompt, str)
-        if plain:
-            require_text("prompt", prompt)
-        whole, text, context = str(prompt), str(prompt), ""
-        if self._extract is not None or not plain:
-            text, context = (self._extract or _LAST_TURN)(prompt)
-        parts = [self._owner, model, self._embedder.fingerprint]
-        if not plain or params is not None:
-            whole = canonical(prompt, params)
-            parts += [context, canonical("" if plain else without_last_turn(prompt), params)]
-        elif context:
-            parts.append(context)
-        tag = digest(*parts)
-        return Question(whole, text, model, tag, digest(tag, whole))
+        if self._extract is None and params is None and isinstance(prompt, str):
+            text = whole = require_text("prompt", prompt)
+            tag, state = self._seeds(model)
+        else:
+            text, taken = (self._extract or _LAST_TURN)(prompt)
+            whole, rest = "", ""
+            if params is not None or not isinstance(prompt, str):
+                others = "" if isinstance(prompt, str) else without_last_turn(prompt)
+                whole, rest = canonical(prompt, params), canonical(others, params)
+            tag, state = self._seeds(model, rest, taken)
+            whole = whole or str(prompt)
+        return Question(whole, text, model, tag, framed(state.copy(), whole).hexdigest())
 
     def _terms(
         self,
@@ -564,13 +571,14 @@ class SemanticCache(Bound[C_co]):
         limit = None if max_distance is None else distance_limit("max_distance", max_distance)
         if category is not None:
             require_text("category", category)
-        self._shelf.schema.check_filter(condition)
+        if condition is not None:
+            self.shelf.schema.check_filter(condition)
         if vector is not None:
-            vector = as_vector(vector, self._shelf.dim, dtype=self._shelf.dtype)
+            vector = as_vector(vector, self.shelf.dim, dtype=self.shelf.dtype)
         return Terms(vector, limit, category, condition, k)
 
     def _vector(self, text: str, vector: Any = None) -> Op[Any]:
         """Return a text's vector, checked, as an array of the index's type."""
         if vector is None:
             vector = (yield from self._embedder.documents([text]))[0]
-        return as_vector(vector, self._shelf.dim, dtype=self._shelf.dtype)
+        return as_vector(vector, self.shelf.dim, dtype=self.shelf.dtype)

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from .cache import LLMCache
-from .caching.entries import CacheHit
+from .caching.entries import UNREACHABLE, CacheHit, Found
 from .caching.identity import Prompt
-from .protocol.operation import Bound, C_co, Op, Plan, operation, together
+from .caching.upkeep import OUT_OF_REACH
+from .errors import IndexNotFoundError, SearchUnavailableError, WrongTypeError
+from .protocol import commands
+from .protocol.operation import Batch, Bound, C_co, Now, Op, Plan, operation, together
 from .semantic_cache import SemanticCache
 
 __all__ = ["TieredCache"]
@@ -56,16 +59,15 @@ class TieredCache(Bound[C_co]):
 
         The parameters are as in `SemanticCache.lookup`. Each cache counts what it was asked.
         """
-        asked, exact, semantic = self.exact.asked(prompt, model, params), self.exact, self.semantic
+        exact, semantic = self.exact, self.semantic
+        asked = exact.asked(prompt, model, params)
         question, terms = yield from semantic.asked(prompt, model, params, vector, max_distance)
-        (found, now), near = yield from together(
-            [exact.look(asked), semantic.nearby(question, terms)]
-        )
+        found, now, near = yield from self._both(asked, question, terms)
         exact.upkeep.count(found, now)
         hit: CacheHit | None = found.hit
         if hit is not None and hit.error is None:
             return hit
-        found, now = yield from semantic.settled(near, question, terms, [])
+        found, now = yield from semantic.settled(near, question, terms)
         semantic.count(found, now)
         hit = found.hit
         if hit is not None and self._promotes:
@@ -80,6 +82,25 @@ class TieredCache(Bound[C_co]):
                 sources=sources,
             )
         return hit
+
+    def _both(self, asked: Any, question: Any, terms: Any) -> Op[tuple[Found, float, Any]]:
+        """Ask both at once."""
+        exact, semantic = self.exact, self.semantic
+        if semantic.shelf.plain and not exact.refreshes:
+            search = semantic.shelf.search(terms.vector, terms.k, question.tag)
+            try:
+                both = yield from exact.upkeep.ask(Batch([commands.get(asked.key), search]))
+            except (IndexNotFoundError, SearchUnavailableError, WrongTypeError):
+                pass  # each by itself knows what to make of it
+            else:
+                now = yield from Now()
+                if both is OUT_OF_REACH:
+                    return UNREACHABLE, now, both
+                return exact.found(both[0], asked, now), now, both[1]
+        (found, now), near = yield from together(
+            [exact.look(asked), semantic.nearby(question, terms)]
+        )
+        return found, now, near
 
     @operation
     def store(

@@ -422,7 +422,7 @@ BAD_CALLS: list[tuple[str, type[Exception], str, Use]] = [
         )
     ),
     ("many: one bad", ValueError, "prompt", lambda c: c.store_many([("p", "r"), ("", "r")])),
-    ("many: answer", TypeError, "response", lambda c: c.store_many([("p", "r"), ("q", 5)])),  # type: ignore[list-item]
+    ("many: answer", TypeError, "response", lambda c: c.store_many([("p", "r"), ("q", 5)])),
     ("lookup empty", ValueError, "prompt", lambda c: c.lookup("")),
     ("lookup model", TypeError, "model", lambda c: c.lookup("p", 5)),  # type: ignore[arg-type]
     ("lookup_many text", TypeError, "prompts", lambda c: c.lookup_many("pq")),

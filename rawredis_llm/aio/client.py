@@ -28,8 +28,8 @@ from ..protocol.operation import (
     Call,
     Command,
     Embed,
+    Now,
     Op,
-    Pause,
     Request,
     Runnable,
     Sent,
@@ -246,6 +246,8 @@ class AsyncClient(BaseClient, AsyncRunner):
     async def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
             return request.value(await self._one(request.args))
+        if isinstance(request, Now):
+            return time()
         if isinstance(request, Batch):
             return await self._batch(request)
         if isinstance(request, Embed):
@@ -259,7 +261,7 @@ class AsyncClient(BaseClient, AsyncRunner):
             future = asyncio.wrap_future(request.future)
             await asyncio.wait([future])
             return future.result()
-        return await asyncio.sleep(request.seconds) if isinstance(request, Pause) else time()
+        return await asyncio.sleep(request.seconds)
 
     async def _one(
         self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False

@@ -150,19 +150,20 @@ def hit_of(
     """
     get: Any = entry.get
     response, prompt, created, px = get("response"), get("prompt"), get("created"), get("px")
-    metadata, fresh, error = get("metadata"), get("fresh", px), get("error")
-    if type(response) is not str and not isinstance(response, (dict, list)):
-        if type(error) is not str or response is not None:
+    metadata = get("metadata")
+    if type(response) is not str and type(response) not in (dict, list):
+        if response is not None or type(get("error")) is not str:
             return None
-    elif error is not None:
+    elif "error" in entry:
         return None
-    if type(prompt) is not str or not isinstance(metadata, (dict, type(None))):
+    if type(prompt) is not str or (metadata is not None and type(metadata) is not dict):
         return None
-    if type(created) not in (int, float) or not 0 <= created < _FAR:  # NaN, too, is damage
+    if type(created) not in (float, int) or not 0 <= created < _FAR:  # NaN, too, is damage
         return None
     ttl: float | None = None
     stale = False
     if px is not None:
+        fresh = get("fresh", px)
         if type(px) is not int or type(fresh) is not int or not 0 <= fresh <= px < _FAR:
             return None
         ttl = fresh / 1000 + created - now
@@ -183,5 +184,5 @@ def hit_of(
         stale,
         distance,
         similarity,
-        error,
+        get("error"),
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -27,9 +28,9 @@ from ..protocol import commands
 from ..protocol.operation import Batch, Command, Member, Op
 from ..search import query
 from ..search.fields import Field, Tag
-from ..search.filters import Filter
+from ..search.filters import Filter, whole_number
 from ..search.query import DISTANCE, knn
-from ..search.replies import SearchReply, found_keys
+from ..search.replies import SearchReply, found_keys, search_reply
 from ..search.schema import Schema, Vector
 from ..search.vectors import from_blob
 from .upkeep import OUT_OF_REACH, TROUBLE, OutOfReach, Upkeep
@@ -67,6 +68,11 @@ class Shelf:
         embedder: str,
         max_entries: int | None,
     ) -> None:
+        if max_entries is not None:
+            whole_number("max_entries", max_entries)
+        for field in fields:
+            if field.name in (*OWN, "vector", "entry"):
+                raise ValueError(f"fields: {field.name!r} is the cache's own")
         self.index = f"{namespace}:semantic"
         self.all = f"{namespace}:s:"
         self.prefix = f"{self.all}{owner}:"
@@ -83,6 +89,7 @@ class Shelf:
         self._same_embedder = not embedder  # or it was seen to be
         self._scans = False  # there is no search module
         self.schema = self._schema(dim or 1)  # of any size: filters are checked by it
+        self._around = lru_cache(maxsize=64)(partial(_around, self.index))
 
     def _schema(self, dim: int) -> Schema:
         vector = Vector("vector", dim, algorithm=self._vector.algorithm, dtype=self.dtype)
@@ -91,28 +98,35 @@ class Shelf:
 
     # -- finding -----------------------------------------------------------------------------------
 
-    def nearest(
-        self, vector: Any, k: int, model: str, narrowed: str, condition: Filter | None
-    ) -> Op[list[Near] | OutOfReach]:
-        """Return the entries of a model nearest to a vector, nearest first.
+    @property
+    def plain(self) -> bool:
+        """Whether a lookup is a search and nothing else."""
+        return self._same_embedder and not self._scans
+
+    def search(
+        self, vector: Any, k: int, model: str, narrowed: str = "", condition: Filter | None = None
+    ) -> Command[list[Near]]:
+        """Return the command that finds the entries of a model nearest to a vector, nearest first.
 
         `model` tells them from those of other scopes, too: one tag is found faster than two.
         `narrowed` is query text that is put before that of the condition.
         """
-        text = self.schema.check_filter(condition)
+        text = f'@model:{{"{model}"}}{narrowed}'
+        if condition is not None:
+            text = f"{text} ({self.schema.check_filter(condition)})"
+            blob = vector.tobytes()
+            given = (self.index, text, "vector", blob, k, _RETURNED)
+            return knn(*given, params=condition.params, decode=_rows)
+        before, after = self._around(text, k)
+        return Command((*before, vector.tobytes(), *after), _near)
+
+    def nearest(
+        self, vector: Any, k: int, model: str, narrowed: str, condition: Filter | None
+    ) -> Op[list[Near] | OutOfReach]:
+        """Return what `search` finds, or what there is without a search module."""
         if not self._scans:
-            wanted = f'@model:{{"{model}"}}{narrowed}'
-            search = knn(
-                self.index,
-                wanted if condition is None else f"{wanted} ({text})",
-                "vector",
-                vector.tobytes(),
-                k,
-                _RETURNED,
-                params=() if condition is None else condition.params,
-                decode=_near,
-            )
             try:
+                search = self.search(vector, k, model, narrowed, condition)
                 found: list[Near] | OutOfReach = yield from self._asked(search)
             except IndexNotFoundError:
                 self._created = False  # nothing was ever stored, or somebody flushed
@@ -309,13 +323,37 @@ def _whole(key: bytes, distance: float, fields: list[bytes | None]) -> Near:
     return Near(key, distance, {b"scope": scope, b"model": model, b"entry": entry})
 
 
-def _near(reply: SearchReply) -> list[Near]:
+_VECTOR: Final = b"?"
+
+
+def _around(index: str, text: str, k: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Return what stands before and behind the vector in a search, which is always the same."""
+    args = knn(index, text, "vector", _VECTOR, k, _RETURNED, decode=_rows).args
+    at = args.index(_VECTOR)
+    return args[:at], args[at + 1 :]
+
+
+_DISTANCE: Final = DISTANCE.encode()
+
+
+def _near(reply: Any) -> list[Near]:
+    """Return the rows of a KNN; that of one row in RESP3, the usual one, on a short way."""
+    if type(reply) is dict:
+        try:
+            [row] = reply[b"results"]
+            key, fields = row[b"id"], row[b"extra_attributes"]
+            if type(key) is bytes and type(fields) is dict:
+                return [Near(key, float(fields[_DISTANCE]), fields)]
+        except (KeyError, TypeError, ValueError):
+            pass
+    return _rows(search_reply(reply))
+
+
+def _rows(reply: SearchReply) -> list[Near]:
     """Return the rows of a KNN; one that expired meanwhile may have a distance of anything."""
     try:
         return [
-            Near(key, float(fields[DISTANCE.encode()]), fields)
-            if fields
-            else Near(key, float("nan"), None)
+            Near(key, float(fields[_DISTANCE]), fields) if fields else Near(key, float("nan"), None)
             for key, fields, _ in reply.rows
         ]
     except (KeyError, ValueError):

@@ -103,17 +103,17 @@ class Tally:
     def __init__(self) -> None:
         self._used: dict[tuple[str, str], int] = {}  # when it was, of what is kept by last use
         self._events: deque[tuple[str, str, int]] = deque()  # appended to by any thread
-        self._sent = 0.0
+        self.next = 0.0  # when hits are sent again
         self.due = False
 
     def add(self, key: str, name: str, count: int = 1) -> None:
         """Count under a cache's key."""
         self._events.append((key, name, count))
 
-    def settle(self, now: float, *, soon: bool) -> None:
-        """Decide whether the next command takes along what was counted."""
-        if soon or now - self._sent >= _OFTEN:
-            self.due, self._sent = True, now
+    def settle(self, now: float) -> None:
+        """Have the next command take along what was counted."""
+        self.due = True
+        self.next = now + _OFTEN
         if len(self._events) > _MANY:  # as in an outage
             for (key, name), count in self._drained().items():
                 self.add(key, name, count)
@@ -208,7 +208,7 @@ class Upkeep:
         add = self.tally.add
         if hit is None or hit.error is not None:
             add(self.key, miss or "error")
-            self.tally.settle(now, soon=True)
+            self.tally.settle(now)
             return
         saved = entry.get("saves")
         if type(saved) is list and len(saved) == 2 and set(map(type, saved)) == {int}:
@@ -216,7 +216,8 @@ class Upkeep:
                 if number:
                     add(self.key, name, number)
         add(self.key, "stale" if hit.stale else kind)
-        self.tally.settle(now, soon=False)
+        if now > self.tally.next:
+            self.tally.settle(now)
 
     def ask(self, request: Command[T] | Batch) -> Op[Any]:
         """Send what a lookup or a store asks for, and the counts that are due with it.

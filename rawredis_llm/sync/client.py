@@ -19,8 +19,8 @@ from ..protocol.operation import (
     Call,
     Command,
     Embed,
+    Now,
     Op,
-    Pause,
     Request,
     Runnable,
     Runner,
@@ -186,6 +186,8 @@ class Client(BaseClient, Runner):
     def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
             return request.value(self._one(request.args))
+        if isinstance(request, Now):
+            return time()
         if isinstance(request, Batch):
             return self._batch(request)
         if isinstance(request, Embed):
@@ -198,7 +200,7 @@ class Client(BaseClient, Runner):
             return request.function(*request.args)
         if isinstance(request, Wait):
             return request.future.result()
-        return sleep(request.seconds) if isinstance(request, Pause) else time()
+        return sleep(request.seconds)
 
     def _one(
         self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False
