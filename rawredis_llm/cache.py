@@ -154,17 +154,22 @@ class LLMCache(Bound[C_co]):
         if not questions:
             return []
         keys = [question.key for question in questions]
-        request = Batch([("MGET", *keys), *(("PTTL", key) for key in keys if self.refreshes)])
-        replies = yield from self.upkeep.ask(request)
+        left: Sequence[int | None] = [None] * len(keys)
+        data = yield from self.upkeep.ask(
+            Batch([commands.mget(keys), *(("PTTL", key) for key in keys)])
+            if self.refreshes
+            else commands.mget(keys)
+        )
         now = yield from Now()
-        if replies is OUT_OF_REACH:
+        if data is OUT_OF_REACH:
             for _ in keys:
                 self.upkeep.count(UNREACHABLE, now)
             return [None] * len(keys)
-        data, *left = replies
+        if self.refreshes:
+            data, *left = data
         found = [
             self.found(one, question, now, ttl)
-            for one, question, ttl in zip(data, questions, left or [None] * len(keys), strict=True)
+            for one, question, ttl in zip(data, questions, left, strict=True)
         ]
         yield from self._renew(zip(questions, found, strict=True))
         for one in found:
