@@ -3,7 +3,7 @@
 Within a process the others wait for the one's future, whatever thread or loop they are on. Between
 processes a lease decides: a key that holds its owner's token, for as long as the owner renews it
 while it computes. Who finds it taken waits by XREAD on a stream named by that token, to which the
-owner adds one entry when it ends; should the owner die, the wait ends with its lease. The answer is
+owner adds one entry when it ends; should it die, another takes over when its lease ends. The answer is
 stored by a script, and only where nobody else took the lease meanwhile. Imports no numpy.
 """
 
@@ -22,6 +22,10 @@ from ..protocol.operation import Batch, Call, Command, Member, Now, Op, Tend, Wa
 from ..protocol.script import Script
 from .entries import CacheHit
 from .upkeep import OUT_OF_REACH, Upkeep
+
+_TURN: Final = 1000
+"""Milliseconds after which who waits gives its connection back for a moment: the one who computes
+may need it."""
 
 _RENEW: Final = Script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
@@ -129,7 +133,7 @@ def _lead(flight: Flight, stale: CacheHit | None) -> Op[tuple[Any, str]]:
             return response_of(stale or hit), "stale"
         if holder is None or left == -2:
             continue  # it ended this very moment
-        wait = (flight.lease if left < 0 else left) + 1
+        wait = min(flight.lease if left < 0 else left, _TURN) + 1
         stream = f"{flight.lock}:{holder.decode(errors='replace')}"
         # Its reply says only that it is time to look again.
         yield from flight.upkeep.ask(
