@@ -3,8 +3,8 @@
 Within a process the others wait for the one's future, whatever thread or loop they are on. Between
 processes a lease decides: a key that holds its owner's token, for as long as the owner renews it
 while it computes. Who finds it taken waits by XREAD on a stream named by that token, to which the
-owner adds one entry when it ends; should it die, another takes over when its lease ends. The answer is
-stored by a script, and only where nobody else took the lease meanwhile. Imports no numpy.
+owner adds one entry when it ends; should it die, another takes over when its lease ends. The answer
+is stored by a script, and only where nobody else took the lease meanwhile. Imports no numpy.
 """
 
 from __future__ import annotations
