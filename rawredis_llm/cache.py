@@ -385,12 +385,13 @@ class LLMCache(Bound[C_co]):
         if period is None:
             raise TypeError("lease must be a number of seconds, not None")
         entry = partial(self._entry, question, ttl=ttl, metadata=metadata, sources=names)
-        return (yield from self._once(question, _caller(compute, prompt), entry, period))
+        caller = partial(_caller, compute, prompt)
+        return (yield from self._once(question, caller, entry, period))
 
     def _once(
         self,
         question: Question,
-        compute: Callable[[], Any],
+        caller: Callable[[], Callable[[], Any]],
         entry: Callable[..., Entry],
         lease: int,
     ) -> Op[Any]:
@@ -415,7 +416,7 @@ class LLMCache(Bound[C_co]):
             judge=lambda data, now: self.found(data, question, now).hit,
             answered=lambda response, now, took: entry({"response": response}, now, took=took),
             failed=failed,
-            compute=compute,
+            compute=caller(),
         )
         place = getattr(self.client, "address", "")
         whence = "computed"
@@ -518,6 +519,8 @@ class LLMCache(Bound[C_co]):
 
     def asked(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
         """Return what is asked, checked; a value, not an operation."""
+        if type(model) is not str:  # what cannot be hashed cannot be looked up
+            require_text("model", model, empty=True)
         state, prefix = self._seeds(model)
         if params is None and isinstance(prompt, str):
             identity = framed(state.copy(), require_text("prompt", prompt)).hexdigest()

@@ -547,6 +547,8 @@ class SemanticCache(Bound[C_co]):
     # -- of both -----------------------------------------------------------------------------------
 
     def _question(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
+        if type(model) is not str:  # what cannot be hashed cannot be looked up
+            require_text("model", model, empty=True)
         if self._extract is None and params is None and isinstance(prompt, str):
             text = whole = require_text("prompt", prompt)
             tag, state = self._seeds(model)

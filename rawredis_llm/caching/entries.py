@@ -163,7 +163,7 @@ def hit_of(
     ttl: float | None = None
     stale = False
     if px is not None:
-        fresh = get("fresh", px)
+        fresh: Any = get("fresh", px)
         if type(px) is not int or type(fresh) is not int or not 0 <= fresh <= px < _FAR:
             return None
         ttl = fresh / 1000 + created - now
