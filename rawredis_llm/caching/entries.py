@@ -149,8 +149,13 @@ def hit_of(
     `left` is how many milliseconds the server still keeps it (-1: for ever), where it was asked.
     """
     get: Any = entry.get
-    response, prompt, created, px = get("response"), get("prompt"), get("created"), get("px")
-    metadata = get("metadata")
+    px: Any = get("px")
+    response, prompt, created, metadata = (
+        get("response"),
+        get("prompt"),
+        get("created"),
+        get("metadata"),
+    )
     if type(response) is not str and type(response) not in (dict, list):
         if response is not None or type(get("error")) is not str:
             return None
