@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from hashlib import blake2b
+from hashlib import blake2b, sha1
 from typing import Any, Final, NamedTuple
 
 from .caching.entries import (
@@ -21,7 +21,6 @@ from .caching.entries import (
     CacheHit,
     Found,
     as_lifetime,
-    as_sources,
     check_metadata,
     check_response,
     hit_of,
@@ -31,6 +30,7 @@ from .caching.entries import (
 )
 from .caching.flight import Entry, Flight, response_of, single_flight
 from .caching.identity import Prompt, canonical
+from .caching.sources import as_sources, delete_noted, notes
 from .caching.upkeep import OUT_OF_REACH, CacheStats, Upkeep
 from .errors import WrongTypeError
 from .keys import clear_entries, digest, framed, milliseconds, require_text
@@ -39,27 +39,16 @@ from .protocol.client import iterated
 from .protocol.operation import Batch, Bound, C_co, Member, Now, Op, Plan, operation
 from .protocol.script import Script
 
-__all__ = ["CacheHit", "CacheStats", "LLMCache"]
-
-_LINK: Final = Script("""
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local left = redis.call('PTTL', KEYS[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
-if ARGV[2] == '' then
-  redis.call('ZADD', KEYS[1], '+inf', ARGV[1])
-  return redis.call('PERSIST', KEYS[1])
+_RENEW: Final = Script("""
+local entry = redis.call('GET', KEYS[1])
+if entry and redis.sha1hex(entry) == ARGV[1] then
+  return redis.call('PEXPIRE', KEYS[1], ARGV[2])
 end
-local px = ARGV[2] + 1000
-redis.call('ZADD', KEYS[1], 'GT', now + px, ARGV[1])
-if left == -2 or left >= 0 and left < px then
-  return redis.call('PEXPIRE', KEYS[1], px)
-end
+return 0
 """)
-"""Notes an entry (1) with its time to live (2, milliseconds) under a source.
+"""Renews the time to live of the very entry that was hit; another may stand there by now."""
 
-The note outlives the entry by a second, and the set its notes: else a source could be deleted, and
-an answer made of it live on."""
+__all__ = ["CacheHit", "CacheStats", "LLMCache"]
 
 
 class Question(NamedTuple):
@@ -101,7 +90,7 @@ class LLMCache(Bound[C_co]):
     ) -> None:
         self._bind(client)
         require_text("namespace", namespace)
-        self._scope = require_text("scope", scope, empty=True)
+        self.scope = require_text("scope", scope, empty=True)
         self._lifetime = as_lifetime(ttl, stale_for, jitter)
         if refresh not in ("never", "on_hit"):
             raise ValueError(f'refresh must be "never" or "on_hit", not {refresh!r}')
@@ -109,11 +98,12 @@ class LLMCache(Bound[C_co]):
         milliseconds("error_ttl", error_ttl)
         self._error_ttl = error_ttl
         if compress_above is not None and (type(compress_above) is not int or compress_above < 0):
-            raise ValueError(f"compress_above must be a number of bytes, not {compress_above!r}")
+            raise ValueError(f"compress_above must be a number of characters: {compress_above!r}")
         self._compress_above = compress_above
         self._namespace = namespace
         self._owner = digest("exact", namespace, scope)
         self._prefix = f"{namespace}:x:{self._owner}:"
+        self._sources = f"{namespace}:o:{self._owner}:"
         # A model's part of an identity costs as much as the prompt's, and is mostly the same.
         self._seeds = lru_cache(maxsize=64)(partial(_seed, self._owner, self._prefix))
         self.upkeep = Upkeep(client, f"{namespace}:c:{self._owner}", on_error)
@@ -171,7 +161,7 @@ class LLMCache(Bound[C_co]):
             self.found(one, question, now, ttl)
             for one, question, ttl in zip(data, questions, left, strict=True)
         ]
-        yield from self._renew(zip(questions, found, strict=True))
+        yield from self._renew(zip(questions, found, data, strict=True))
         for one in found:
             self.upkeep.count(one, now)
         return [one.hit for one in found]
@@ -194,7 +184,7 @@ class LLMCache(Bound[C_co]):
             return UNREACHABLE, now
         found = self.found(data, question, now, left)
         if self.refreshes:
-            yield from self._renew([(question, found)])
+            yield from self._renew([(question, found, data)])
         return found, now
 
     def found(
@@ -207,22 +197,24 @@ class LLMCache(Bound[C_co]):
         if type(entry) is dict:
             get = entry.get
             model = get("model") == question.model
-            if model and get("id") == question.id and get("scope") == self._scope:
+            if model and get("id") == question.id and get("scope") == self.scope:
                 hit = hit_of(entry, question.id, now, left)
                 if hit is not None:
                     return Found(hit, "", entry)
         return DAMAGED
 
-    def _renew(self, found: Iterable[tuple[Question, Found]]) -> Op[None]:
+    def _renew(self, found: Iterable[tuple[Question, Found, bytes | None]]) -> Op[None]:
         """Give entries that were hit their own time to live anew, and their sources' notes."""
         if not self.refreshes:
             return
         renewed: list[Member] = []
-        for question, (hit, _, entry, _) in found:
+        for question, (hit, _, entry, _), data in found:
             px = entry.get("px")
-            if hit is not None and px is not None and not hit.stale and hit.error is None:
-                renewed += self._links(question, entry.get("sources", ()), px)
-                renewed.append(commands.pexpire(question.key, px))
+            if hit is None or data is None or px is None or hit.stale or hit.error is not None:
+                continue
+            if "promoted" not in entry:
+                renewed += notes(self._sources, entry.get("sources", ()), question.key, px)
+                renewed.append(_RENEW([question.key], [sha1(data).hexdigest(), px]))  # noqa: S324 - the server has no other
                 hit.ttl = entry.get("fresh", px) / 1000
         if renewed:
             yield from self.upkeep.ask(Batch(renewed))
@@ -312,7 +304,7 @@ class LLMCache(Bound[C_co]):
     def _failure(self, question: Question, error: str, ttl: float | None, now: float) -> Entry:
         kept = 10.0 if self._error_ttl is None else self._error_ttl
         px = milliseconds("ttl", kept if ttl is None else ttl)
-        entry: dict[str, Any] = {"id": question.id, "scope": self._scope, "model": question.model}
+        entry: dict[str, Any] = {"id": question.id, "scope": self.scope, "model": question.model}
         entry |= {"prompt": question.prompt, "error": error, "created": now, "px": px}
         return Entry(packed(entry, self._compress_above), px)
 
@@ -330,7 +322,9 @@ class LLMCache(Bound[C_co]):
         check_response(content["response"])
         check_metadata(metadata)
         px, fresh = self._lifetime.of(question.id, ttl)
-        entry: dict[str, Any] = {"id": question.id, "scope": self._scope, "model": question.model}
+        if "promoted" in content:  # it lives as long as what it was promoted from, and no longer
+            px, fresh = milliseconds("ttl", ttl), None
+        entry: dict[str, Any] = {"id": question.id, "scope": self.scope, "model": question.model}
         entry |= {"prompt": question.prompt, **content, "created": now, "px": px}
         if fresh is not None:
             entry["fresh"] = fresh
@@ -340,12 +334,8 @@ class LLMCache(Bound[C_co]):
             entry["sources"] = sources
         if any(saved := saving(metadata, took)):
             entry["saves"] = saved
-        links = self._links(question, sources, px)
-        return Entry(packed(entry, self._compress_above), px, tuple(links))
-
-    def _links(self, question: Question, sources: Iterable[str], px: int | None) -> list[Member]:
-        args = [question.key, "" if px is None else px]
-        return [_LINK([self._source_key(source)], args) for source in sources]
+        before = tuple(notes(self._sources, sources, question.key, px))
+        return Entry(packed(entry, self._compress_above), px, before)
 
     # -- computing ---------------------------------------------------------------------------------
 
@@ -409,6 +399,7 @@ class LLMCache(Bound[C_co]):
             return self._failure(question, text, None, now)
 
         flight = Flight(
+            place=getattr(self.client, "place", None),
             key=question.key,
             lock=f"{self._namespace}:f:{question.id}",
             lease=lease,
@@ -417,11 +408,11 @@ class LLMCache(Bound[C_co]):
             answered=lambda response, now, took: entry({"response": response}, now, took=took),
             failed=failed,
             compute=caller(),
+            stale=hit,
         )
-        place = getattr(self.client, "address", "")
         whence = "computed"
         try:
-            response, whence = yield from single_flight(flight, place, hit)
+            response, whence = yield from single_flight(flight)
         finally:
             if whence == "computed" and hit is not None:
                 found = EXPIRED
@@ -455,6 +446,8 @@ class LLMCache(Bound[C_co]):
             raise TypeError(f"produce must be a function, not {type(produce).__name__}")
         check_metadata(metadata)
         milliseconds("ttl", ttl)
+        if pace:
+            milliseconds("pace", pace)
         names = as_sources(sources)
 
         def find() -> Op[list[Any] | None]:
@@ -493,20 +486,17 @@ class LLMCache(Bound[C_co]):
 
     @operation
     def delete_source(self, source: str) -> Op[int]:
-        """Delete every answer of this scope that was stored with this source; return how many."""
-        key = self._source_key(require_text("source", source))
-        found = yield from commands.zrange(key)
-        if not found:
-            return 0
-        # What is noted meanwhile stays noted.
-        deleted, _ = yield from Batch([commands.unlink(found), ("ZREM", key, *found)])
-        return int(deleted)
+        """Delete every answer of this scope that was stored with this source; return how many.
+
+        A question's later answer, stored without it, goes, too.
+        """
+        return (yield from delete_noted(self._sources, source))
 
     @operation
     def clear(self) -> Op[int]:
         """Delete every entry of this namespace and scope, and nothing else; return how many."""
         deleted = yield from clear_entries(self._prefix, digests=2)
-        yield from clear_entries(f"{self._namespace}:o:{self._owner}:")
+        yield from clear_entries(self._sources)
         return deleted
 
     @operation
@@ -516,6 +506,27 @@ class LLMCache(Bound[C_co]):
         With `reset`, counting begins anew. Raises what the server's trouble raises.
         """
         return (yield from self.upkeep.stats(reset=reset))
+
+    def promoted(self, question: Question, found: Found, origin: str) -> Op[None]:
+        """Store what a semantic cache found, under the question that it answers.
+
+        An op, not an operation. It lives as long as the entry it comes from, `origin` is deleted as
+        a source, and is not renewed.
+        """
+        hit = found.hit
+        assert hit is not None
+        if hit.ttl is not None and hit.ttl < 0.001:
+            return
+        now = yield from Now()
+        entry = self._entry(
+            question,
+            {"response": hit.response, "promoted": True},
+            now,
+            ttl=hit.ttl,
+            metadata=hit.metadata,
+            sources=[*found.entry.get("sources", ()), origin],
+        )
+        yield from self.upkeep.ask(Batch(_writes(question, entry)))
 
     def asked(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
         """Return what is asked, checked; a value, not an operation."""
@@ -528,9 +539,6 @@ class LLMCache(Bound[C_co]):
             prompt = canonical(prompt, params)
             identity = framed(framed(state.copy(), "chat"), prompt).hexdigest()
         return Question(prompt, model, identity, prefix + identity)
-
-    def _source_key(self, source: str) -> str:
-        return f"{self._namespace}:o:{self._owner}:{digest(source)}"
 
 
 def _seed(owner: str, prefix: str, model: str) -> tuple[blake2b, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .caching.upkeep import OUT_OF_REACH, Upkeep
+from .caching.upkeep import OUT_OF_REACH, Tally, Upkeep
 from .embedding import Embedder, as_embedder
 from .errors import IndexMismatchError
 from .keys import clear_entries, digest, milliseconds, require_text
@@ -47,7 +47,9 @@ class EmbeddingCache(Embedder, Bound[C_co]):
         self._ttl = milliseconds("ttl", ttl)
         self._owner = digest("embedding", require_text("namespace", namespace), self.fingerprint)
         self._prefix = f"{namespace}:e:{self._owner}:"
-        self._upkeep = Upkeep(client, f"{namespace}:c:{self._owner}", on_error)
+        # It counts nothing, and another client than this one may send its commands: none of
+        # what was counted here is to go there.
+        self._upkeep = Upkeep(client, "", on_error, Tally())
         as_matrix([[1]], dtype=dtype)  # which names a dtype that there is not
 
     @property
@@ -78,7 +80,10 @@ class EmbeddingCache(Embedder, Bound[C_co]):
         given: Any = texts
         if isinstance(given, str):
             raise TypeError("texts must be a list of texts, not one text")
-        names = {require_text("texts", text): digest(kind, self._dtype, text) for text in texts}
+        names = {
+            require_text("texts", text, empty=True): digest(kind, self._dtype, text)
+            for text in texts
+        }
         if not names:
             return []
         asked = commands.mget([self._prefix + name for name in names.values()])
@@ -87,9 +92,9 @@ class EmbeddingCache(Embedder, Bound[C_co]):
             found = [None] * len(names)
         known: dict[str, Any] = {}
         for (text, name), value in zip(names.items(), found, strict=True):
-            # The value repeats its name, so that a foreign one is none.
-            if value is not None and value[:32] == name.encode():
-                known[text] = from_blob(value[32:], self._dtype)
+            # The value repeats its name, and tells its size, so that a foreign or cut one is none.
+            if value is not None and value[:40] == _head(name, len(value) - 40):
+                known[text] = from_blob(value[40:], self._dtype)
         missing = [text for text in names if text not in known]
         if missing:
             matrix = as_matrix((yield from embed(missing)), dtype=self._dtype)
@@ -97,7 +102,7 @@ class EmbeddingCache(Embedder, Bound[C_co]):
             for text, row in zip(missing, matrix, strict=True):
                 blob = row.tobytes()
                 known[text] = from_blob(blob, self._dtype)
-                value = names[text].encode() + blob
+                value = _head(names[text], len(blob)) + blob
                 writes.append(commands.set_value(self._prefix + names[text], value, self._ttl))
             yield from self._upkeep.ask(Batch(writes))
         rows = [known[text] for text in texts]
@@ -106,3 +111,8 @@ class EmbeddingCache(Embedder, Bound[C_co]):
                 f"vectors by {self.fingerprint!r} are of several sizes: is it two embedders?"
             )
         return np.stack(rows)
+
+
+def _head(name: str, size: int) -> bytes:
+    """Return what stands before a vector of so many bytes."""
+    return f"{name}{size:08x}".encode()

@@ -23,7 +23,6 @@ from .caching.entries import (
     UNREACHABLE,
     CacheHit,
     Found,
-    as_sources,
     check_metadata,
     check_response,
     hit_of,
@@ -34,6 +33,7 @@ from .caching.entries import (
 from .caching.guards import Guard, as_guards, extractor, veto
 from .caching.identity import Prompt, canonical, without_last_turn
 from .caching.shelf import OWN, Near, Shelf
+from .caching.sources import as_sources, delete_noted, notes
 from .caching.upkeep import CacheStats, OutOfReach, Upkeep
 from .embedding import as_embedder
 from .explain import argv
@@ -166,7 +166,7 @@ class SemanticCache(Bound[C_co]):
         self._bind(client)
         self._embedder = as_embedder(embedder)
         indexed_key_part("namespace", namespace)
-        self._scope = require_text("scope", scope, empty=True)
+        self.scope = require_text("scope", scope, empty=True)
         self._max_distance = distance_limit("max_distance", max_distance)
         self._categories = {
             require_text("categories", name): distance_limit("categories", limit)
@@ -183,6 +183,7 @@ class SemanticCache(Bound[C_co]):
         self._k = (5 if careful else 1) if k is None else whole_number("k", k)
         self._namespace = namespace
         self._owner = digest("semantic", namespace, scope)
+        self._sources = f"{namespace}:o:{self._owner}:"
         # What a model's questions share of their digests.
         named = (self._owner, self._embedder.fingerprint)
         self._seeds = lru_cache(maxsize=64)(partial(_seed, *named))
@@ -247,7 +248,7 @@ class SemanticCache(Bound[C_co]):
         wanted = max(self._k, _EXPLAINED)
         terms = self._terms(vector, max_distance, category, filter, wanted)
         limit = self._max_distance if terms.limit is None else terms.limit
-        told = Lookup(None, "", [], limit, self._scope, model)
+        told = Lookup(None, "", [], limit, self.scope, model)
 
         def took(request: Request, seconds: float) -> None:
             kind = {Embed: "embed", Call: "judge"}.get(type(request), "server")
@@ -309,7 +310,7 @@ class SemanticCache(Bound[C_co]):
             return UNREACHABLE, now
         found = yield from self._chosen(near, question, terms, seen, now)
         expired = sum(one.fields is None for one in near)
-        if found.hit is not None or expired < terms.k or terms.k >= _MORE:
+        if found.hit is not None or expired < min(terms.k, self._k) or terms.k >= _MORE:
             return found, now
         # Entries that expired and are still indexed may hide what lives.
         terms = terms._replace(k=_MORE)
@@ -340,18 +341,22 @@ class SemanticCache(Bound[C_co]):
     ) -> Op[Found]:
         """Return the first of the entries that passes every gate, or why the first did not."""
         first = ABSENT
+        left = self._k  # of those that live; an explanation shows more
         for one in near:
             found, text = self._read(one, question, now)
             if found.hit is None:
                 first = found if first is ABSENT else first
                 continue
-            refused = None
-            if not one.distance <= self._limit(terms, found):  # NaN, too, is far
+            left -= 1
+            refused = None if left >= 0 else "k"
+            if refused is not None:
+                pass
+            elif not one.distance <= self._limit(terms, found):  # NaN, too, is far
                 refused = "far"
             elif why := veto(self._guards, question.text, text) if self._guards else None:
                 refused = f"guard: {why}"
             elif self._judge is not None and one.distance > self._judge_from:
-                refused = yield from self._judged(question.text, text)
+                refused = yield from self._judged(question.text, text, counted=seen is None)
             if seen is not None:
                 seen.append(Candidate(found.hit.id, found.hit.prompt, one.distance, refused))
             if refused is None:
@@ -369,14 +374,15 @@ class SemanticCache(Bound[C_co]):
             return self._categories.get(category, self._max_distance)
         return self._max_distance
 
-    def _judged(self, asked: str, stored: str) -> Op[str | None]:
-        """Return "judge" if it refuses, or None; the verdict is counted."""
+    def _judged(self, asked: str, stored: str, *, counted: bool) -> Op[str | None]:
+        """Return "judge" if it refuses, or None."""
         assert self._judge is not None
         verdict = yield from Call(self._judge, asked, stored)
         if type(verdict) is not bool:
             getattr(verdict, "close", int)()
             raise TypeError(f"judge must return a bool, not {type(verdict).__name__}")
-        self.upkeep.tally.add(self.upkeep.key, f"judged:{'yes' if verdict else 'no'}")
+        if counted:
+            self.upkeep.tally.add(self.upkeep.key, f"judged:{'yes' if verdict else 'no'}")
         return None if verdict else "judge"
 
     def _read(
@@ -443,7 +449,7 @@ class SemanticCache(Bound[C_co]):
         entry |= {"created": now, "px": px}
         if question.text != question.prompt:
             entry["text"] = question.text
-        stored = {"scope": self._owner, "model": question.tag}
+        stored: dict[str, Any] = {"scope": self._owner, "model": question.tag}
         if metadata:
             entry["metadata"] = metadata
         if any(saved := saving(metadata, None)):
@@ -453,13 +459,12 @@ class SemanticCache(Bound[C_co]):
             stored["category"] = digest(category)
         if names := as_sources(sources):
             entry["sources"] = names
-            stored["sources"] = ",".join(map(digest, names))
         value = packed(entry)
         stored |= self._own(fields or {})
         array = yield from self._vector(question.text, vector)
-        yield from self.shelf.write(
-            question.id, {**stored, "vector": array, "entry": value}, px, now
-        )
+        noted = notes(self._sources, names, self.shelf.prefix + question.id, px)
+        stored |= {"vector": array, "entry": value}
+        yield from self.shelf.write(question.id, stored, px, now, noted)
         return question.id
 
     def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -481,9 +486,11 @@ class SemanticCache(Bound[C_co]):
 
     @operation
     def delete_source(self, source: str) -> Op[int]:
-        """Delete every answer of this scope that was stored with this source; return how many."""
-        names = yield from self.shelf.of_source(digest(require_text("source", source)))
-        return (yield from self.shelf.remove(names))
+        """Delete every answer of this scope that was stored with this source; return how many.
+
+        A question's later answer, stored without it, goes, too.
+        """
+        return (yield from delete_noted(self._sources, source))
 
     @operation
     def delete_where(self, filter: Filter, dry_run: bool = False) -> Op[int]:  # noqa: A002, FBT001, FBT002 - the API's name
@@ -498,6 +505,7 @@ class SemanticCache(Bound[C_co]):
         """Delete every entry of this namespace and scope, and nothing else; return how many."""
         deleted = yield from clear_entries(self.shelf.prefix)
         yield from commands.unlink([f"{self._namespace}:u:{self._owner}"])
+        yield from clear_entries(self._sources)
         return deleted
 
     @operation
@@ -506,6 +514,7 @@ class SemanticCache(Bound[C_co]):
         yield from self.shelf.drop()
         deleted = yield from clear_entries(self.shelf.all, digests=2)
         yield from clear_entries(f"{self._namespace}:u:")
+        yield from clear_entries(f"{self._namespace}:o:", digests=2)
         return deleted
 
     @operation

@@ -23,8 +23,9 @@ __all__ = ["TieredCache"]
 class TieredCache(Bound[C_co]):
     """An exact cache before a semantic one, both of the same client.
 
-    With `promote`, what the semantic one found for a question is stored in the exact one under it,
-    for as long as it lives there.
+    With `promote`, what the semantic one found for a question, within its own `max_distance`, is
+    stored in the exact one, too, for as long as it lives there; it goes with its sources, and when
+    `store` replaces what it came from.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class TieredCache(Bound[C_co]):
             raise TypeError("TieredCache takes an LLMCache and a SemanticCache")
         if exact.client is not semantic.client:
             raise ValueError("exact and semantic must have the same client")
+        if exact.scope != semantic.scope:
+            raise ValueError("exact and semantic must have the same scope")
         self._bind(exact.client)
         self.exact = exact
         self.semantic = semantic
@@ -65,23 +68,15 @@ class TieredCache(Bound[C_co]):
         found, now, near = yield from self._both(asked, question, terms)
         exact.upkeep.count(found, now)
         hit: CacheHit | None = found.hit
-        if hit is not None and hit.error is None:
+        late = hit if hit is not None and hit.stale else None
+        if hit is not None and hit.error is None and late is None:
             return hit
         found, now = yield from semantic.settled(near, question, terms)
         semantic.count(found, now)
         hit = found.hit
-        if hit is not None and self._promotes:
-            sources = found.entry.get("sources", ())
-            yield from exact.plan.store(
-                prompt,
-                hit.response,
-                model,
-                params=params,
-                ttl=hit.ttl,
-                metadata=hit.metadata,
-                sources=sources,
-            )
-        return hit
+        if hit is not None and self._promotes and max_distance is None:
+            yield from exact.promoted(asked, found, _origin(hit.id))
+        return late if hit is None else hit
 
     def _both(self, asked: Any, question: Any, terms: Any) -> Op[tuple[Found, float, Any]]:
         """Ask both at once."""
@@ -138,6 +133,8 @@ class TieredCache(Bound[C_co]):
                 ),
             ]
         )
+        if self._promotes:
+            yield from self.exact.plan.delete_source(_origin(ids[1]))
         return str(ids[1])
 
     @operation
@@ -152,3 +149,8 @@ class TieredCache(Bound[C_co]):
     def clear(self) -> Op[int]:
         """Delete every entry of both; return how many."""
         return sum((yield from together([self.exact.plan.clear(), self.semantic.plan.clear()])))
+
+
+def _origin(id: str) -> str:  # noqa: A002 - as elsewhere
+    """Return the source that stands for an entry of the semantic cache."""
+    return f"rawredis_llm:entry:{id}"

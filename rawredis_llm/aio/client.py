@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
 from ..errors import RedisError, ReplyError
-from ..protocol.client import BaseClient
+from ..protocol.client import FAREWELL, BaseClient
 from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
     AsyncRunner,
@@ -54,8 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
-
-_FAREWELL = 1.0  # seconds for what is sent before closing
 
 
 class _Lane:
@@ -104,10 +102,13 @@ class AsyncClient(BaseClient, AsyncRunner):
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; calls in flight fail, calls after this raise RuntimeError."""
+        """Close the connections; calls in flight fail, calls after this raise RuntimeError.
+
+        What caches counted and have not sent is sent before, within a second.
+        """
         try:
-            with suppress(RedisError):
-                await self._batch(self._parting(), _FAREWELL)
+            with suppress(Exception):  # counts only; nobody's error to see
+                await self._batch(self._parting(), FAREWELL)
         finally:
             await self._close()
 
@@ -228,20 +229,28 @@ class AsyncClient(BaseClient, AsyncRunner):
             async for item in source:
                 kept.append(item)
                 yield item
-        finally:
-            if hasattr(source, "aclose"):
+        except BaseException:
+            with suppress(Exception):  # the first error says more
                 await source.aclose()
+            raise
         await self.run(keep(kept))
 
     async def _tended(self, request: Tend) -> Any:
-        called = asyncio.ensure_future(_called(request))
-        try:
-            while not (await asyncio.wait([called], timeout=request.every))[0]:
-                with suppress(RedisError):  # the next one may succeed
+        async def beats() -> None:
+            while True:
+                await asyncio.sleep(request.every)
+                try:
                     await self.run(request.beat())
-            return called.result()
+                except RedisError:
+                    continue  # the next one may succeed
+                except RuntimeError:  # the client was closed
+                    return
+
+        beating = asyncio.ensure_future(beats())
+        try:
+            return await _called(request)
         finally:
-            called.cancel()
+            beating.cancel()
 
     async def _perform(self, request: Request) -> Any:
         if isinstance(request, Command):
@@ -259,8 +268,8 @@ class AsyncClient(BaseClient, AsyncRunner):
         if isinstance(request, Wait):
             # Not await: who is cancelled does not take the others' outcome along.
             future = asyncio.wrap_future(request.future)
-            await asyncio.wait([future])
-            return future.result()
+            done, _ = await asyncio.wait([future], timeout=request.limit)
+            return future.result() if done else request.late
         return await asyncio.sleep(request.seconds)
 
     async def _one(
@@ -549,7 +558,14 @@ async def _called(request: Call) -> Any:
     """Call a function: an asynchronous one here, a plain one in a thread."""
     if inspect.iscoroutinefunction(request.function):
         return await request.function(*request.args)
-    result = await asyncio.to_thread(request.function, *request.args)
+
+    def plain() -> Any:
+        try:
+            return request.function(*request.args)
+        except StopIteration as error:  # which no future takes: it would never end
+            raise RuntimeError("the function raised StopIteration") from error
+
+    result = await asyncio.to_thread(plain)
     return await result if inspect.isawaitable(result) else result
 
 

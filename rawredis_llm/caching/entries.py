@@ -7,7 +7,7 @@ repeats its identity, and whatever is not of the form written here is no hit.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -92,13 +92,6 @@ def check_metadata(metadata: Any) -> None:
         raise TypeError(f"metadata must be a dict or None, not {type(metadata).__name__}")
 
 
-def as_sources(sources: Iterable[str]) -> list[str]:
-    """Return the names of what an answer was made of, each once; raise for a single text."""
-    if isinstance(sources, (str, bytes)):
-        raise TypeError("sources must be a list of texts, not one text")
-    return list(dict.fromkeys(require_text("sources", source) for source in sources))
-
-
 def saving(metadata: dict[str, Any] | None, seconds: float | None) -> list[int]:
     """Return the milliseconds and tokens that a hit saves, as far as they were told or measured."""
     told = metadata or {}
@@ -149,13 +142,8 @@ def hit_of(
     `left` is how many milliseconds the server still keeps it (-1: for ever), where it was asked.
     """
     get: Any = entry.get
-    px: Any = get("px")
-    response, prompt, created, metadata = (
-        get("response"),
-        get("prompt"),
-        get("created"),
-        get("metadata"),
-    )
+    response, prompt, created, px = get("response"), get("prompt"), get("created"), get("px")
+    metadata = get("metadata")
     if type(response) is not str and type(response) not in (dict, list):
         if response is not None or type(get("error")) is not str:
             return None
@@ -168,12 +156,13 @@ def hit_of(
     ttl: float | None = None
     stale = False
     if px is not None:
-        fresh: Any = get("fresh", px)
-        if type(px) is not int or type(fresh) is not int or not 0 <= fresh <= px < _FAR:
+        fresh = get("fresh", px)
+        if type(px) is int and type(fresh) is int and 0 <= fresh <= px < _FAR:
+            ttl = fresh / 1000 + created - now
+            if left is not None and left >= 0:  # its time was renewed
+                ttl = (left - px + fresh) / 1000
+        else:
             return None
-        ttl = fresh / 1000 + created - now
-        if left is not None and left >= 0:  # its time was renewed
-            ttl = (left - px + fresh) / 1000
         if ttl <= 0.0:
             stale = fresh < px
             ttl = 0.0

@@ -13,12 +13,15 @@ import copy
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import partial
 from secrets import token_hex
 from typing import Any, Final, NamedTuple
 
 from ..errors import CachedFailureError
-from ..protocol.operation import Batch, Call, Command, Member, Now, Op, Tend, Wait
+from ..keys import from_json, to_json
+from ..protocol.operation import Batch, Call, Command, Member, Now, Op, Pause, Tend, Wait
 from ..protocol.script import Script
 from .entries import CacheHit
 from .upkeep import OUT_OF_REACH, Upkeep
@@ -26,6 +29,9 @@ from .upkeep import OUT_OF_REACH, Upkeep
 _TURN: Final = 1000
 """Milliseconds after which who waits gives its connection back for a moment: the one who computes
 may need it."""
+
+_WAITING: Final = 8  # connections of a client that wait so; who comes later looks now and then
+_ORPHANS: Final = 1000  # leases of computations that were cancelled, which are remembered at most
 
 _RENEW: Final = Script("""
 if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
@@ -58,10 +64,13 @@ class Entry(NamedTuple):
 class Flight(NamedTuple):
     """What there is to know of one question, and what to do about it.
 
-    `judge` makes a hit of the key's value, `answered` and `failed` an entry of a result, with the
-    time and the seconds that it took, and of an error. `lease` is in milliseconds.
+    `place` names the server and the user. `judge` makes a hit of the key's value, `answered` and
+    `failed` an entry of a result, with the time and the seconds that it took, and of an error.
+    `stale` is the answer that is there, if it may be given to who need not compute. `lease` is in
+    milliseconds.
     """
 
+    place: Any
     key: str
     lock: str
     lease: int
@@ -70,6 +79,7 @@ class Flight(NamedTuple):
     answered: Callable[[Any, float, float], Entry]
     failed: Callable[[Exception, float], Entry]
     compute: Callable[[], Any]
+    stale: CacheHit | None
 
 
 class _Outcome(NamedTuple):
@@ -77,41 +87,52 @@ class _Outcome(NamedTuple):
     error: Exception | None = None
 
 
-_flights: dict[tuple[str, str], Future[_Outcome | None]] = {}  # by server and lock
+_LATE: Final = _Outcome()  # there is none yet
+_flights: dict[Any, Future[_Outcome | None]] = {}  # by place and lock
+_orphans: dict[Any, str] = {}  # tokens of leases whose computation was cancelled
+_computing: ContextVar[frozenset[Any]] = ContextVar("computing", default=frozenset())
 
 
-def single_flight(flight: Flight, place: str, stale: CacheHit | None) -> Op[tuple[Any, str]]:
+def single_flight(flight: Flight) -> Op[tuple[Any, str]]:
     """Return an answer and whence it is: `computed`, `shared`, `stale`, or `exact`.
 
-    `place` names the server. Raises what the computation raised, whoever's it was in this process,
-    and CachedFailureError where a failure was stored meanwhile.
+    Raises what the computation raised, whoever's it was in this process, and CachedFailureError
+    where a failure was stored meanwhile.
     """
+    name = (flight.place, flight.lock)
+    if name in _computing.get():
+        raise RuntimeError("get_or_compute: to compute this answer asks for this very answer")
     mine: Future[_Outcome | None] = Future()
-    while (other := _flights.setdefault((place, flight.lock), mine)) is not mine:
-        if stale is not None:
-            return stale.response, "stale"
-        outcome: _Outcome | None = yield from Wait(other)
-        if outcome is None:
-            continue  # whoever computed was cancelled
-        if outcome.error is not None:
-            raise outcome.error
-        return copy.deepcopy(outcome.response), "shared"
     ended: _Outcome | None = None
     try:
-        response, whence = yield from _lead(flight, stale)
-        ended = _Outcome(response)
+        while (other := _flights.setdefault(name, mine)) is not mine:
+            if flight.stale is not None:
+                return flight.stale.response, "stale"
+            outcome: _Outcome | None = yield from Wait(other, flight.lease / 1000, _LATE)
+            if outcome is _LATE:
+                held = yield from flight.upkeep.ask(Command(("EXISTS", flight.lock)))
+                if held == 0:  # its owner cannot renew it: it may be waiting for this very thread
+                    return (yield from _lead(flight))
+            elif outcome is not None:  # else whoever computed was cancelled
+                if outcome.error is not None:
+                    raise _own(outcome.error)
+                return copy.deepcopy(outcome.response), "shared"
+        response, whence = yield from _lead(flight)
+        ended = _Outcome(copy.deepcopy(response))  # who asked may change what it was given
     except Exception as error:
         ended = _Outcome(error=error)
         raise
+    else:
+        return response, whence
     finally:
-        _flights.pop((place, flight.lock), None)
         mine.set_result(ended)
-    return response, whence
+        if _flights.get(name) is mine:
+            del _flights[name]
 
 
-def _lead(flight: Flight, stale: CacheHit | None) -> Op[tuple[Any, str]]:
+def _lead(flight: Flight) -> Op[tuple[Any, str]]:
     """Compute under the lease, or wait for who has it."""
-    token = token_hex(16)
+    token = _orphans.pop((flight.place, flight.lock), "") or token_hex(16)
     take: tuple[Any, ...] = ("SET", flight.lock, token, "NX", "PX", flight.lease)
     while True:
         state = yield from flight.upkeep.ask(
@@ -121,33 +142,47 @@ def _lead(flight: Flight, stale: CacheHit | None) -> Op[tuple[Any, str]]:
         if state is OUT_OF_REACH:
             return (yield from _computed(flight, "")), "computed"
         taken, holder, left, [data] = state
+        ours = holder == token.encode()
+        if ours and taken is None:  # that of one who was cancelled
+            yield from flight.upkeep.ask(_RENEW([flight.lock], [token, flight.lease]))
         # It may have been stored after we looked, and before we had the lease.
         hit = flight.judge(data, (yield from Now()))
         if hit is not None and not hit.stale:
-            if taken is not None:
+            if ours:
                 yield from _end(flight, token, Entry())
             return response_of(hit), "exact"
-        if taken is not None:
+        if ours:
             return (yield from _computed(flight, token)), "computed"
-        if stale is not None or hit is not None:
-            return response_of(stale or hit), "stale"
-        if holder is None or left == -2:
-            continue  # it ended this very moment
-        wait = min(flight.lease if left < 0 else left, _TURN) + 1
+        if flight.stale is not None or hit is not None:
+            return response_of(flight.stale or hit), "stale"
+        if holder is not None and left != -2:  # else it ended this very moment
+            yield from _wait(flight, holder, flight.lease if left < 0 else left)
+
+
+def _wait(flight: Flight, holder: bytes, left: int) -> Op[None]:
+    """Wait until the holder of the lease ends, or it is time to look again."""
+    health = flight.upkeep.health
+    if health.waiting >= _WAITING:
+        yield from Pause(0.1)
+        return
+    health.waiting += 1
+    try:
         stream = f"{flight.lock}:{holder.decode(errors='replace')}"
-        # Its reply says only that it is time to look again.
-        yield from flight.upkeep.ask(
-            Command(("XREAD", "COUNT", 1, "BLOCK", wait, "STREAMS", stream, "0"))
-        )
+        block = ("BLOCK", min(left, _TURN) + 1)
+        yield from flight.upkeep.ask(Command(("XREAD", "COUNT", 1, *block, "STREAMS", stream, "0")))
+    finally:
+        health.waiting -= 1
 
 
 def _computed(flight: Flight, token: str) -> Op[Any]:
     """Compute, and store what came of it; without a token there is no lease to renew."""
+    name = (flight.place, flight.lock)
     began = yield from Now()
-    renewed = partial(_RENEW, [flight.lock], [token, flight.lease])
     request = Call(flight.compute)
     if token:
-        request = Tend(renewed, flight.lease / 3000, flight.compute)
+        renewal = partial(flight.upkeep.ask, _RENEW([flight.lock], [token, flight.lease]))
+        request = Tend(renewal, flight.lease / 3000, flight.compute)
+    mark = _computing.set(_computing.get() | {name})
     try:
         response = yield from request
         if hasattr(response, "__await__"):
@@ -156,10 +191,22 @@ def _computed(flight: Flight, token: str) -> Op[Any]:
         now = yield from Now()
         entry = flight.answered(response, now, now - began)
     except Exception as error:
-        yield from _end(flight, token, flight.failed(error, (yield from Now())))
+        keeps = flight.stale is None  # a stale answer is worth more than a failure
+        now = yield from Now()
+        yield from _end(flight, token, flight.failed(error, now) if keeps else Entry())
         raise
+    except BaseException:  # cancelled: the next one in this process goes on under the same lease
+        if len(_orphans) >= _ORPHANS:
+            _orphans.clear()
+        if token:
+            _orphans[name] = token
+        raise
+    finally:
+        with suppress(ValueError):  # one that is thrown away may end elsewhere
+            _computing.reset(mark)
     yield from _end(flight, token, entry)
-    return response
+    # What others will be given, with JSON's own types.
+    return response if isinstance(response, str) else from_json(to_json("response", response))
 
 
 def _end(flight: Flight, token: str, entry: Entry) -> Op[None]:
@@ -167,6 +214,16 @@ def _end(flight: Flight, token: str, entry: Entry) -> Op[None]:
     keys = [flight.lock, flight.key, f"{flight.lock}:{token}"]
     end = _END(keys, [token, entry.value, "" if entry.px is None else entry.px])
     yield from flight.upkeep.ask(Batch([*entry.before, end]))
+
+
+def _own(error: Exception) -> Exception:
+    """Return a copy of another's error, as each raise adds to its traceback; else itself."""
+    try:
+        copied = copy.copy(error)
+    except Exception:  # noqa: BLE001 - whatever its own constructor wants
+        return error
+    copied.__cause__ = error
+    return copied
 
 
 def response_of(hit: CacheHit | None) -> Any:
@@ -179,6 +236,7 @@ def response_of(hit: CacheHit | None) -> Any:
 
 def _after_fork() -> None:
     _flights.clear()  # those who compute are threads of the parent
+    _orphans.clear()
 
 
 os.register_at_fork(after_in_child=_after_fork)

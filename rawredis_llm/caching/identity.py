@@ -4,8 +4,9 @@ The form is JSON with sorted keys, so that the order of keys does not matter; th
 Everything is part of it, temperature and tool definitions too, but for:
 
 * what names a call and does not change its answer: the parameters in `LEFT_OUT`, a message's `id`;
-* parameters and parts of messages that are None, as clients fill in what was not given;
-* how tool calls are numbered: their ids are random, so each is replaced by its position;
+* parameters, and keys of a message, that are None, as clients fill in what was not given;
+* how tool calls are numbered: their ids are random, so each is replaced by its position, where
+  OpenAI's and Anthropic's forms have them and nowhere else;
 * whether a whole number is written 1 or 1.0.
 
 Bytes, and long texts inside of parts that are not text (images, audio, files), go in by their
@@ -27,12 +28,17 @@ Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 LEFT_OUT: Final = frozenset(
     (
         *("stream", "stream_options", "timeout", "user", "metadata", "store", "request_id"),
-        *("extra_headers", "safety_identifier", "prompt_cache_key", "service_tier"),
+        *("safety_identifier", "prompt_cache_key", "service_tier"),
     )
 )
 """Parameters of a call that name or account for it, and do not change what is answered."""
 
-_LINKS: Final = frozenset(("tool_call_id", "tool_use_id", "call_id"))
+_LINKS: Final = {  # by the type of a message's part, or of what stands in place of a message
+    "tool_use": "id",
+    "tool_result": "tool_use_id",
+    "function_call": "call_id",
+    "function_call_output": "call_id",
+}
 _LONG: Final = 256  # characters of a part that is no text, from which its digest stands for it
 
 
@@ -57,41 +63,70 @@ def canonical(messages: Prompt, params: Mapping[str, Any] | None = None) -> str:
             raise TypeError("prompt must be a text, or a list of messages that is not empty")
         said = []
         for message in messages:
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            if not isinstance(message, Mapping) or not {"role", "type"} & message.keys():
                 raise TypeError("a message must be a dict with a role")
             given = {k: v for k, v in message.items() if v is not None and k != "id"}
-            said.append(_plain(given, links))
+            said.append(_plain(_linked(given, links)))
     if not isinstance(params, (Mapping, type(None))):
         raise TypeError(f"params must be a dict or None, not {type(params).__name__}")
     kept = {k: v for k, v in (params or {}).items() if v is not None and k not in LEFT_OUT}
     try:
-        return to_json("prompt or params", [said, _plain(kept, {})])
+        return to_json("prompt or params", [said, _plain(kept)])
     except RecursionError:
         raise ValueError("prompt or params: nested too deeply") from None
 
 
-def _plain(value: Any, links: dict[str, str], *, data: bool = False) -> Any:
+class _Link(str):
+    """The position of a tool call, in place of its id; no text of a user's can be one."""
+
+    __slots__ = ()
+
+
+def _linked(message: dict[str, Any], links: dict[str, str]) -> dict[str, Any]:
+    """Return a message whose tool calls, and what answers them, are named by their position."""
+
+    def named(part: Any, field: str | None) -> Any:
+        if field is None or not isinstance(part.get(field), str):
+            return part
+        position = links.setdefault(part[field], _Link(f"\0{len(links)}"))
+        return {**part, field: position}
+
+    def each(parts: Any, field: str | None = None) -> Any:
+        if not isinstance(parts, (list, tuple)):
+            return parts
+        return [
+            named(part, field or _LINKS.get(str(part.get("type"))))
+            if isinstance(part, Mapping)
+            else part
+            for part in parts
+        ]
+
+    found: dict[str, Any] = named(message, _LINKS.get(str(message.get("type"))))
+    found = named(found, "tool_call_id")
+    for field, name in (("tool_calls", "id"), ("content", None)):
+        if field in found:
+            found = {**found, field: each(found[field], name)}
+    return found
+
+
+def _plain(value: Any, *, data: bool = False) -> Any:
     """Return a value as JSON has it; `data`: inside a part that is no text."""
     if isinstance(value, str):
+        if isinstance(value, _Link):
+            return value
         # A text that looks like a digest is replaced by its own, so none can stand for another.
-        return (
-            _digest(value.encode()) if value[:1] == "\0" or (data and len(value) > _LONG) else value
-        )
+        marked = value[:1] == "\0" or (data and len(value) > _LONG)
+        return _digest(value.encode()) if marked else value
     if isinstance(value, (bytes, bytearray, memoryview)):
         return _digest(bytes(value))
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
         kind = value.get("type")
-        data = data or (isinstance(kind, str) and kind not in ("text", "function", "object"))
-        return {
-            _name(key): _link(value[key], links)
-            if key in _LINKS or (key == "id" and kind in ("function", "tool_use", "tool_call"))
-            else _plain(value[key], links, data=data)
-            for key in sorted(value, key=_name)
-        }
+        data = data or (isinstance(kind, str) and kind != "text")
+        return {_name(key): _plain(value[key], data=data) for key in sorted(value, key=_name)}
     if isinstance(value, (list, tuple)):
-        return [_plain(one, links, data=data) for one in value]
+        return [_plain(one, data=data) for one in value]
     return value
 
 
@@ -105,10 +140,6 @@ def _digest(data: bytes) -> str:
     return f"\0{digest_of(data)}"
 
 
-def _link(name: Any, links: dict[str, str]) -> Any:
-    return links.setdefault(name, f"\0{len(links)}") if isinstance(name, str) else name
-
-
 def last_turn(messages: Sequence[Mapping[str, Any]]) -> int:
     """Return the position of the last message of the user's. Raises ValueError if there is none."""
     for position in range(len(messages) - 1, -1, -1):
@@ -118,12 +149,16 @@ def last_turn(messages: Sequence[Mapping[str, Any]]) -> int:
 
 
 def without_last_turn(messages: Any) -> list[Any]:
-    """Return messages without the text of the user's last turn; what else it holds stays."""
+    """Return messages without the text of the user's last turn; what else it holds stays.
+
+    Where text stood among other parts stays, too.
+    """
     kept = list(messages)
     position = last_turn(kept)
     content = kept[position].get("content")
     others: list[Any] = []
     if isinstance(content, (list, tuple)):
-        others = [part for part in content if part.get("type", "text") != "text"]
+        is_text = [part.get("type", "text") == "text" for part in content]
+        others = [{} if text else part for text, part in zip(is_text, content, strict=True)]
     kept[position] = {**kept[position], "content": others}
     return kept

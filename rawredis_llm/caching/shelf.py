@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache, partial
+from types import NoneType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from ..errors import (
     SearchUnavailableError,
     UnexpectedReplyError,
     UnsupportedError,
+    WrongTypeError,
 )
 from ..index.life import MANIFESTS, embedder_in, manifest
 from ..protocol import commands
@@ -33,14 +35,18 @@ from ..search.query import DISTANCE, knn
 from ..search.replies import SearchReply, found_keys, search_reply
 from ..search.schema import Schema, Vector
 from ..search.vectors import from_blob
-from .upkeep import OUT_OF_REACH, TROUBLE, OutOfReach, Upkeep
+from .upkeep import OUT_OF_REACH, OutOfReach, Upkeep, passes
 
 SCANNED: Final = 1000
 """Entries of a scope on a server without a search module, of which each lookup fetches all
 vectors: 6 MB of 1,536 dimensions, some 10 ms."""
 
-OWN: Final = ("scope", "model", "category", "sources")
+OWN: Final = ("scope", "model", "category")
 """The tags that every entry has."""
+
+_LOOKED_AT: Final = 16  # entries beyond the surplus that may have expired, and then go first
+_FORGIVEN: Final = (IndexExistsError, NoPermissionError, SearchUnavailableError)
+"""What creating an index again may fail by: it is there, or it is not ours to create."""
 
 _RETURNED: Final = ("RETURN", 4, DISTANCE, "scope", "model", "entry")
 
@@ -129,7 +135,7 @@ class Shelf:
                 search = self.search(vector, k, model, narrowed, condition)
                 found: list[Near] | OutOfReach = yield from self._asked(search)
             except IndexNotFoundError:
-                self._created = False  # nothing was ever stored, or somebody flushed
+                self._forget()  # nothing was ever stored, or somebody flushed
                 return []
             except SearchUnavailableError:
                 self._scans = True
@@ -141,7 +147,10 @@ class Shelf:
 
     def exact(self, key: str) -> Op[Near | OutOfReach]:
         """Return the one entry of a key."""
-        fields = yield from self._asked(Command(("HMGET", key, "scope", "model", "entry")))
+        try:
+            fields = yield from self._asked(Command(("HMGET", key, "scope", "model", "entry")))
+        except WrongTypeError:
+            return Near(key.encode(), 0.0, {})
         return fields if fields is OUT_OF_REACH else _whole(key.encode(), 0.0, fields)
 
     def _asked(self, request: Command[Any]) -> Op[Any]:
@@ -172,7 +181,7 @@ class Shelf:
             return names
         keys = [self.prefix.encode() + name for name in names]
         fetch = [("HMGET", key, "scope", "model", "vector") for key in keys]
-        replies = yield from self._upkeep.ask(Batch(fetch))
+        replies = yield from self._upkeep.ask(Batch(fetch, raise_errors=False))
         if replies is OUT_OF_REACH:
             return replies
         tags = [self._owner.encode(), model.encode()]
@@ -180,7 +189,10 @@ class Shelf:
         there = [
             (key, found[2])
             for key, found in zip(keys, replies, strict=True)
-            if found[:2] == tags and found[2] is not None and len(found[2]) == len(asked)
+            if isinstance(found, list)  # else a key of another kind
+            and found[:2] == tags
+            and found[2] is not None
+            and len(found[2]) == len(asked)
         ]
         if not there:
             return []
@@ -202,8 +214,18 @@ class Shelf:
 
     # -- storing, deleting -------------------------------------------------------------------------
 
-    def write(self, name: str, fields: dict[str, Any], px: int | None, now: float) -> Op[None]:
-        """Replace an entry whole, and see to it that there is an index to find it by."""
+    def write(
+        self,
+        name: str,
+        fields: dict[str, Any],
+        px: int | None,
+        now: float,
+        noted: Sequence[Member] = (),
+    ) -> Op[None]:
+        """Replace an entry whole, and see to it that there is an index to find it by.
+
+        `noted` is sent before it.
+        """
         schema = self._schema(len(fields["vector"]))
         key = self.prefix + name
         before: list[Member] = []
@@ -213,14 +235,13 @@ class Shelf:
                 return
             if self._embedder and not self._same_embedder:
                 before.append(("SET", MANIFESTS + self.index, manifest(self._embedder), "NX"))
-                self._same_embedder = True
         if not self._scans:
             # Again: what is not indexed is not found, and somebody may have dropped it meanwhile.
             before.append(query.create_index(self.index, (self.all,), schema))
         entry = [commands.delete(key), commands.hset(key, fields)]
         if px is not None:
             entry.append(commands.pexpire(key, px))
-        steps: list[Member] = [Batch(before, raise_errors=False), Batch(entry, atomic=True)]
+        steps: list[Member] = [Batch(before, raise_errors=False), *noted, Batch(entry, atomic=True)]
         limit = min(self._limit or SCANNED, SCANNED) if self._scans else self._limit
         if limit is not None:
             steps.append(("ZADD", self._used, round(now * 1000), name))
@@ -228,13 +249,26 @@ class Shelf:
         replies = yield from self._upkeep.ask(Batch(steps))
         if replies is OUT_OF_REACH:
             return
+        self._same_embedder = True
         for failure in replies[0]:
-            if isinstance(failure, Exception) and not isinstance(
-                failure, (IndexExistsError, NoPermissionError, *TROUBLE)
-            ):
+            if not isinstance(failure, (bytes, NoneType, *_FORGIVEN)) and not passes(failure):
                 raise failure
         if limit is not None and replies[-1]:
-            yield from self._upkeep.ask(self._removal([n.decode() for n in replies[-1]]))
+            yield from self._trim(len(replies[-1]))
+
+    def _trim(self, surplus: int) -> Op[None]:
+        """Delete the entries used least recently; those that have expired count first."""
+        reply = yield from self._upkeep.ask(commands.zrange(self._used, 0, surplus + _LOOKED_AT))
+        if reply is OUT_OF_REACH:
+            return
+        names = [name.decode() for name in reply]
+        there = yield from self._upkeep.ask(Batch([("EXISTS", self.prefix + n) for n in names]))
+        if there is OUT_OF_REACH:
+            return
+        gone = [name for name, exists in zip(names, there, strict=True) if not exists]
+        live = [name for name, exists in zip(names, there, strict=True) if exists]
+        live = live[: max(surplus - len(gone), 0)]
+        yield from self._upkeep.ask(self._removal([*gone, *live]))
 
     def _ensure(self, schema: Schema) -> Op[bool]:
         """Create the index, or see that it is the same; return whether the server was there."""
@@ -247,14 +281,15 @@ class Shelf:
         if replies is OUT_OF_REACH:
             return False
         created, info, named = replies[0]
+        unknown = isinstance(info, NoPermissionError)  # to us: then it is taken as it is
         if isinstance(created, SearchUnavailableError):
             self._scans = True
-        elif isinstance(created, IndexExistsError):
-            if isinstance(info, Exception):
-                raise info
-            query.refuse_differences(self.index, schema.differences(info, (self.all,)))
-        elif isinstance(created, Exception):
+        elif isinstance(created, Exception) and not isinstance(created, _FORGIVEN):
             raise created
+        elif not isinstance(info, Exception):
+            query.refuse_differences(self.index, schema.differences(info, (self.all,)))
+        elif not unknown:
+            raise created if isinstance(created, NoPermissionError) else info
         self._compare(named)
         self._created, self.dim = True, schema.vector.dim
         return True
@@ -264,37 +299,16 @@ class Shelf:
         if self._limit is not None or self._scans:
             self._upkeep.tally.touch(self._used, name, now)
 
-    def matching(self, condition: Filter | None, narrowed: str = "") -> Op[list[str]]:
+    def matching(self, condition: Filter) -> Op[list[str]]:
         """Return the names of the scope's entries that match."""
-        text = self.schema.check_filter(condition)
-        wanted = f'@scope:{{"{self._owner}"}}{narrowed}'
-        params = () if condition is None else condition.params
+        wanted = f'@scope:{{"{self._owner}"}} ({self.schema.check_filter(condition)})'
         search = (
-            *("FT.SEARCH", self.index, wanted if condition is None else f"{wanted} ({text})"),
-            *("NOCONTENT", *query.with_params(params), "LIMIT", 0, query.MAX_RESULTS),
-            *query.UNLIMITED,
+            *("FT.SEARCH", self.index, wanted, "NOCONTENT", *query.with_params(condition.params)),
+            *("LIMIT", 0, query.MAX_RESULTS, *query.UNLIMITED),
         )
-        try:
-            keys = yield from Command(search, found_keys)
-        except IndexNotFoundError:
-            return []
+        keys = yield from Command(search, found_keys)
         start = self.prefix.encode()
         return [key[len(start) :].decode() for key in keys if key.startswith(start)]
-
-    def of_source(self, source: str) -> Op[list[str]]:
-        """Return the names of the scope's entries that have a source, by its digest."""
-        if not self._scans:
-            try:
-                return (yield from self.matching(None, f' @sources:{{"{source}"}}'))
-            except SearchUnavailableError:
-                self._scans = True
-        names = [name.decode() for name in (yield from commands.zrange(self._used))]
-        found = yield from Batch([("HGET", self.prefix + name, "sources") for name in names])
-        return [
-            name
-            for name, sources in zip(names, found, strict=True)
-            if source.encode() in (sources or b"").split(b",")
-        ]
 
     def remove(self, names: Sequence[str]) -> Op[int]:
         """Delete entries; return how many there were."""
@@ -307,10 +321,14 @@ class Shelf:
         unlinked = commands.unlink([self.prefix + name for name in names])
         return Batch([unlinked, ("ZREM", self._used, *names)])
 
-    def drop(self) -> Op[None]:
-        """Drop the index, and what is written down of it."""
+    def _forget(self) -> None:
+        """Begin anew: there is no index, nor what was written down of it."""
         self._created = False
         self._same_embedder = not self._embedder
+
+    def drop(self) -> Op[None]:
+        """Drop the index, and what is written down of it."""
+        self._forget()
         with suppress(IndexNotFoundError, SearchUnavailableError):
             yield from query.drop_index(self.index)
         yield from commands.unlink([MANIFESTS + self.index])

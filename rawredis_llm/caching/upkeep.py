@@ -13,31 +13,45 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, Final, TypeVar
 
 from .. import errors
 from ..protocol import commands
-from ..protocol.operation import Batch, Command, Member, Now, Op, Plan
+from ..protocol.operation import Batch, Command, Member, Now, Op
 from .entries import Found
 
 T = TypeVar("T")
 
-_SILENT: Final = (errors.ConnectionError, errors.TimeoutError)
-TROUBLE: Final = (
-    *(*_SILENT, errors.BusyError, errors.ClusterDownError, errors.LoadingError),
-    *(errors.MasterDownError, errors.MaxClientsError, errors.MisconfiguredError),
-    *(errors.OutOfMemoryError, errors.ReadOnlyError, errors.TryAgainError),
+_AWAY: Final = (
+    *(errors.ConnectionError, errors.TimeoutError, errors.BusyError, errors.ClusterDownError),
+    *(errors.LoadingError, errors.MasterDownError, errors.MaxClientsError),
 )
-"""What on_error="miss" forgives: the server cannot be reached, does not answer, or is in a state
-that passes. A refusal (wrong password, no permission) is the user's to see and always raises."""
+"""The server cannot be reached, or does not answer anybody; to ask costs time."""
+
+TROUBLE: Final = (
+    *(*_AWAY, errors.MisconfiguredError, errors.OutOfMemoryError, errors.ReadOnlyError),
+    *(errors.SearchTimeoutError, errors.TryAgainError),
+)
+"""What on_error="miss" forgives: the server is away, or in a state that passes. A refusal (wrong
+password, no permission) is the user's to see and always raises."""
+
+_ABORTS: Final = {"OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN"}
+
+
+def passes(error: object) -> bool:
+    """Return whether an error is one that `TROUBLE` names, be it inside of a transaction."""
+    aborted = isinstance(error, errors.ExecAbortError) and error.code in _ABORTS
+    return aborted or isinstance(error, TROUBLE)
+
 
 _PAUSE: Final = 0.1  # seconds without asking after the first failure
 _PROBES: Final = 2.0  # seconds between two calls that try, as long as none had an answer
 _OFTEN: Final = 0.1  # seconds between two sendings of hits
-_MANY: Final = 4096  # events that are held one by one
+_MANY: Final = 10_000  # different counts that are held, as in an outage; more are lost
+_KEPT: Final = 90 * 86400  # seconds that the counts of a cache are kept after the last one
 
 
 class OutOfReach:
@@ -83,7 +97,7 @@ class CacheStats:
 
 def as_stats(counts: dict[bytes, bytes]) -> CacheStats:
     """Return what the server holds of a cache's counts."""
-    numbers = {name.decode(): int(count) for name, count in counts.items()}
+    numbers = {name.decode(): int(count) for name, count in counts.items() if count.isdigit()}
     kinds = ("exact", "semantic", "stale", "shared")
     stats = CacheStats(**{name: numbers.pop(name, 0) for name in kinds})  # type: ignore[arg-type]  # counts
     stats.saved_seconds = numbers.pop("saved_ms", 0) / 1000
@@ -101,55 +115,54 @@ class Tally:
     """What was counted of all caches of one server in this process, and not sent yet."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew, as a forked child does: the counts are its parent's, the lock anybody's."""
+        self._lock = Lock()
+        self._counts: dict[tuple[str, str], int] = {}
         self._used: dict[tuple[str, str], int] = {}  # when it was, of what is kept by last use
-        self._events: deque[tuple[str, str, int]] = deque()  # appended to by any thread
         self.next = 0.0  # when hits are sent again
         self.due = False
 
     def add(self, key: str, name: str, count: int = 1) -> None:
         """Count under a cache's key."""
-        self._events.append((key, name, count))
+        place = (key, name)
+        with self._lock:
+            if place in self._counts or len(self._counts) < _MANY:
+                self._counts[place] = self._counts.get(place, 0) + count
+
+    def touch(self, key: str, member: str, now: float) -> None:
+        """Note when something was used, for a sorted set by last use."""
+        with self._lock:
+            if len(self._used) < _MANY:
+                self._used[key, member] = round(now * 1000)
 
     def settle(self, now: float) -> None:
         """Have the next command take along what was counted."""
         self.due = True
         self.next = now + _OFTEN
-        if len(self._events) > _MANY:  # as in an outage
-            for (key, name), count in self._drained().items():
-                self.add(key, name, count)
-
-    def _drained(self) -> Counter[tuple[str, str]]:
-        counts: Counter[tuple[str, str]] = Counter()
-        try:
-            while True:
-                key, name, count = self._events.popleft()
-                counts[key, name] += count
-        except IndexError:
-            return counts
 
     def commands(self) -> list[tuple[Any, ...]]:
         """Return the commands that bring the counts to the server, and count anew."""
-        self.due = False
-        used, self._used = self._used, {}
-        touched = [("ZADD", key, "XX", at, member) for (key, member), at in used.items()]
-        return touched + [("HINCRBY", *place, count) for place, count in self._drained().items()]
+        with self._lock:
+            self.due = False
+            used, self._used = self._used, {}
+            counts, self._counts = self._counts, {}
+        sent: list[tuple[Any, ...]] = [
+            ("ZADD", key, "XX", at, member) for (key, member), at in used.items()
+        ]
+        sent += [("HINCRBY", *place, count) for place, count in counts.items()]
+        return sent + [("EXPIRE", key, _KEPT) for key in {key for key, _ in counts}]
 
-    def touch(self, key: str, member: str, now: float) -> None:
-        """Note when something was used, for a sorted set by last use."""
-        self._used[key, member] = round(now * 1000)
-
-    def put_back(self, unsent: Sequence[Member]) -> None:
+    def put_back(self, unsent: Sequence[tuple[Any, ...]]) -> None:
         """Count again what did not arrive; what had arrived unanswered is counted twice."""
         for command in unsent:
-            if command[0] == "HINCRBY":  # type: ignore[index]  # they are tuples of ours
-                self.add(*command[1:])  # type: ignore[index]
-
-    def forget(self) -> None:
-        """Leave to the parent process what it counted before a fork."""
-        self._events.clear()
+            if command[0] == "HINCRBY":
+                self.add(*command[1:])
 
 
-_tallies: dict[str, Tally] = {}  # by server and user, so that any client may send them
+_tallies: dict[Any, Tally] = {}  # by server and user, so that any client of theirs may send them
 
 
 class Health:
@@ -158,10 +171,11 @@ class Health:
     def __init__(self, tally: Tally) -> None:
         self.tally = tally
         self.until = 0.0  # nobody asks before; 0: all is well
+        self.waiting = 0  # connections on which somebody waits for another process
 
     def admits(self, now: float) -> bool:
         """Return whether this call may ask; if so, the next one may when it had time to fail."""
-        if now < self.until:
+        if now < self.until <= now + _PROBES:  # else the clock was set back
             return False
         if self.until:
             self.until = now + _PROBES
@@ -169,7 +183,7 @@ class Health:
 
     def failed(self, now: float) -> None:
         """Take notice of a failure."""
-        if now >= self.until:
+        if not now < self.until <= now + _PROBES:
             self.until = now + (_PROBES if self.until else _PAUSE)
 
     def farewell(self) -> list[tuple[Any, ...]]:
@@ -184,9 +198,9 @@ def health_of(client: Any) -> Health:
     """Return what the caches of a client share."""
     health = _healths.get(client)
     if health is None:
-        tally = _tallies.setdefault(getattr(client, "address", ""), Tally())
+        tally = _tallies.setdefault(getattr(client, "place", None), Tally())
         health = _healths[client] = Health(tally)
-        if not isinstance(client, Plan):
+        if hasattr(client, "before_close"):  # a runner of the user's own may have none
             client.before_close(health.farewell)
     return health
 
@@ -194,13 +208,13 @@ def health_of(client: Any) -> Health:
 class Upkeep:
     """The upkeep of one cache, shared with its copies bound to a plan."""
 
-    def __init__(self, client: Any, key: str, on_error: str) -> None:
+    def __init__(self, client: Any, key: str, on_error: str, tally: Tally | None = None) -> None:
         if on_error not in ("miss", "raise"):
             raise ValueError(f'on_error must be "miss" or "raise", not {on_error!r}')
         self.key = key
         self._forgives = on_error == "miss"
         self.health = health_of(client)
-        self.tally = self.health.tally
+        self.tally = self.health.tally if tally is None else tally
 
     def count(self, found: Found, now: float) -> None:
         """Count a lookup."""
@@ -216,7 +230,7 @@ class Upkeep:
                 if number:
                     add(self.key, name, number)
         add(self.key, "stale" if hit.stale else kind)
-        if now > self.tally.next:
+        if not 0.0 < self.tally.next - now <= _OFTEN:  # or the clock was set back
             self.tally.settle(now)
 
     def ask(self, request: Command[T] | Batch) -> Op[Any]:
@@ -227,19 +241,13 @@ class Upkeep:
         health = self.health
         if health.until and self._forgives and not health.admits((yield from Now())):
             return OUT_OF_REACH
-        counts: list[Member] = []
         try:
-            if not self.tally.due:
-                value = yield from request
+            if self.tally.due:
+                value = yield from self._with_counts(request)
             else:
-                counts = [*self.tally.commands()]
-                *_, value = yield from Batch([*counts, request], raise_errors=False)
-                counts = []
-                if isinstance(value, Exception):
-                    raise value
-        except TROUBLE as error:
-            self.tally.put_back(counts)
-            if not self._forgives:
+                value = yield from request
+        except errors.RedisError as error:
+            if not self._forgives or not passes(error):
                 raise
             yield from self._forgive(error)
             return OUT_OF_REACH
@@ -247,11 +255,27 @@ class Upkeep:
             health.until = 0.0
         return value
 
+    def _with_counts(self, request: Command[T] | Batch) -> Op[Any]:
+        counts = self.tally.commands()
+        try:
+            *told, value = yield from Batch([*counts, request], raise_errors=False)
+        except errors.RedisError as error:
+            self.tally.put_back(counts)
+            lost = isinstance(error, errors.OutcomeUnknownError)
+            if not lost or isinstance(error, errors.TimeoutError):
+                raise
+            # A write with counts is not tried again by itself, as a lookup alone would be.
+            return (yield from request)
+        self.tally.put_back([one for one, reply in zip(counts, told, strict=True) if passes(reply)])
+        if isinstance(value, Exception):
+            raise value
+        return value
+
     def _forgive(self, error: Exception) -> Op[None]:
         import logging  # noqa: PLC0415 - only a failure needs it
 
         logging.getLogger("rawredis_llm").warning("the cache is out of reach: %s", error)
-        if isinstance(error, _SILENT) and not isinstance(error, errors.PoolTimeoutError):
+        if isinstance(error, _AWAY) and not isinstance(error, errors.PoolTimeoutError):
             self.health.failed((yield from Now()))
 
     def stats(self, *, reset: bool) -> Op[CacheStats]:
@@ -261,7 +285,9 @@ class Upkeep:
             read.append(commands.delete(self.key))
         counts = self.tally.commands()
         try:
-            *_, [found, *_] = yield from Batch([*counts, Batch(read, atomic=True)])
+            _, [found, *_] = yield from Batch(
+                [Batch(counts, raise_errors=False), Batch(read, atomic=True)]
+            )
         except TROUBLE:
             self.tally.put_back(counts)
             raise

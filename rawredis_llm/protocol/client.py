@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 
+FAREWELL = 1.0  # seconds for what is sent before closing
+
 if TYPE_CHECKING:
 
     class coloured(Generic[P, T]):  # noqa: N801 - it is used as a decorator
@@ -291,9 +293,10 @@ class BaseClient:
         return self._relay(find, produce, keep, pace)
 
     @property
-    def address(self) -> str:
-        """Where the server is, without the password."""
-        return str(self._settings.address)
+    def place(self) -> tuple[Any, ...]:
+        """What tells its server and its user from those of other clients."""
+        settings = self._settings
+        return str(settings.address), settings.address.username, settings.credentials
 
     def before_close(self, farewell: Callable[[], Sequence[Member]]) -> None:
         """Send the commands that a function returns, when the client is closed, within a second.

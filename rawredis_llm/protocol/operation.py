@@ -330,12 +330,17 @@ class Tend(Call):
 
 
 class Wait(_Asking[Any]):
-    """Ask the runner to wait for what another thread or task will make of a future."""
+    """Ask the runner to wait for what another thread or task will make of a future.
 
-    __slots__ = ("future",)
+    After `limit` seconds the result is `late`.
+    """
 
-    def __init__(self, future: Future[Any]) -> None:
+    __slots__ = ("future", "late", "limit")
+
+    def __init__(self, future: Future[Any], limit: float, late: Any) -> None:
         self.future = future
+        self.limit = limit
+        self.late = late
 
 
 class Pause(_Asking[None]):

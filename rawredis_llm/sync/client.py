@@ -12,7 +12,7 @@ from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import ConnectError, ConnectTimeoutError, RedisError, ReplyError, reply_error
-from ..protocol.client import BaseClient
+from ..protocol.client import FAREWELL, BaseClient
 from ..protocol.handshake import ServerInfo
 from ..protocol.operation import (
     Batch,
@@ -48,8 +48,6 @@ __all__ = ["Client"]
 
 T = TypeVar("T")
 
-_FAREWELL = 1.0  # seconds for what is sent before closing
-
 
 class Client(BaseClient, Runner):
     """A Redis client for any number of threads. Creating one does no I/O."""
@@ -66,10 +64,13 @@ class Client(BaseClient, Runner):
         self.close()
 
     def close(self) -> None:
-        """Close every connection; calls after this raise RuntimeError."""
+        """Close every connection; calls after this raise RuntimeError.
+
+        What caches counted and have not sent is sent before, within a second.
+        """
         try:
-            with suppress(RedisError):
-                self._batch(self._parting(), _FAREWELL)
+            with suppress(Exception):  # counts only; nobody's error to see
+                self._batch(self._parting(), FAREWELL)
         finally:
             self._pool.close()
 
@@ -152,7 +153,7 @@ class Client(BaseClient, Runner):
             return
         kept: list[T] = []
         source = produce()
-        if not hasattr(source, "__iter__"):
+        if not hasattr(source, "__iter__") or isinstance(source, (str, bytes, dict)):
             getattr(source, "close", int)()  # a coroutine would complain of never being awaited
             kind = type(source).__name__
             raise TypeError(f"produce must return an iterator, not {kind}: is it for AsyncClient?")
@@ -160,8 +161,10 @@ class Client(BaseClient, Runner):
             for item in source:
                 kept.append(item)
                 yield item
-        finally:
-            getattr(source, "close", int)()
+        except BaseException:
+            with suppress(Exception):  # the first error says more
+                getattr(source, "close", int)()
+            raise
         self.run(keep(kept))
 
     def _tended(self, request: Tend) -> Any:
@@ -199,7 +202,10 @@ class Client(BaseClient, Runner):
         if isinstance(request, Call):
             return request.function(*request.args)
         if isinstance(request, Wait):
-            return request.future.result()
+            from concurrent.futures import wait  # noqa: PLC0415 - nobody else needs it
+
+            done = wait([request.future], request.limit).done
+            return request.future.result() if done else request.late
         return sleep(request.seconds)
 
     def _one(
