@@ -157,15 +157,13 @@ def hit_of(
     stale = False
     if px is not None:
         fresh = get("fresh", px)
-        if type(px) is int and type(fresh) is int and 0 <= fresh <= px < _FAR:
-            ttl = fresh / 1000 + created - now
-            if left is not None and left >= 0:  # its time was renewed
-                ttl = (left - px + fresh) / 1000
-        else:
+        if type(px) is not int or type(fresh) is not int or not 0 <= fresh <= px < _FAR:
             return None
-        if ttl <= 0.0:
-            stale = fresh < px
-            ttl = 0.0
+        remains: float = fresh / 1000 + created - now
+        if left is not None and left >= 0:  # its time was renewed
+            remains = (left - px + fresh) / 1000
+        ttl = max(remains, 0.0)
+        stale = remains <= 0.0 and fresh < px
     age = now - created
     return CacheHit(
         response,
