@@ -249,6 +249,8 @@ class Demo:
         """Remove all that the demo stored."""
         self.cache.clear()
         self.near.drop()
+        for cache in (self.cache, self.near):
+            cache.stats(reset=True)
         self.history.clear()
         for index in (self.index, self.turns):
             if index.exists():

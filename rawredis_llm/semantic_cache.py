@@ -221,9 +221,10 @@ class SemanticCache(Bound[C_co]):
     ) -> Op[CacheHit | None]:
         """Return the answer to the nearest stored question of this scope and model, or None.
 
-        A question that was stored word for word is found without the embedder. `vector` is the
-        prompt's, shape (dim,), if it is known; `max_distance` replaces the cache's and the
-        categories'. With `category` or `filter` only entries that match are looked at.
+        A question that was stored word for word is found without the embedder, but for a planned
+        lookup, which takes one round trip. `vector` is the prompt's, shape (dim,), if it is known;
+        `max_distance` replaces the cache's and the categories'. With `category` or `filter` only
+        entries that match are looked at.
         """
         question = self._question(prompt, model, params)
         terms = self._terms(vector, max_distance, category, filter, self._k)
@@ -264,7 +265,8 @@ class SemanticCache(Bound[C_co]):
     ) -> Op[tuple[Found, float]]:
         """Return what there is, uncounted, and the time; what was looked at is added to `seen`."""
         if terms.vector is None:
-            if terms.condition is None:
+            # Planned, it shares its round trip with others, and the embedder its call.
+            if terms.condition is None and not isinstance(self.client, Plan):
                 exact = yield from self.shelf.exact(self.shelf.prefix + question.id)
                 now = yield from Now()
                 if isinstance(exact, OutOfReach):
@@ -353,6 +355,8 @@ class SemanticCache(Bound[C_co]):
                 pass
             elif not one.distance <= self._limit(terms, found):  # NaN, too, is far
                 refused = "far"
+            elif found.hit.id == question.id:
+                pass  # the very question: nobody need be asked
             elif why := veto(self._guards, question.text, text) if self._guards else None:
                 refused = f"guard: {why}"
             elif self._judge is not None and one.distance > self._judge_from:
@@ -510,11 +514,15 @@ class SemanticCache(Bound[C_co]):
 
     @operation
     def drop(self) -> Op[int]:
-        """Drop the index and the entries of *all* scopes of this namespace; return how many."""
+        """Drop the index, the entries and the counts of *all* scopes of this namespace.
+
+        Returns how many entries there were.
+        """
         yield from self.shelf.drop()
         deleted = yield from clear_entries(self.shelf.all, digests=2)
         yield from clear_entries(f"{self._namespace}:u:")
         yield from clear_entries(f"{self._namespace}:o:", digests=2)
+        yield from clear_entries(f"{self._namespace}:c:")
         return deleted
 
     @operation

@@ -40,7 +40,7 @@ reveal_type(Mine().twice("k"))
 exact.lookup(prompt="p", model=1)
 """
 
-REQUEST = "Command[Any] | Batch | Embed | Call | Pause | Now"
+REQUEST = "Command[Any] | Batch | Embed | Call | Wait | Pause | Now"
 REVEALED = [
     "CacheHit | None",
     "Coroutine[Any, Any, CacheHit | None]",
