@@ -47,7 +47,19 @@ from .keys import (
     require_text,
 )
 from .protocol import commands
-from .protocol.operation import Bound, C_co, Call, Embed, Now, Op, Plan, Request, operation, watched
+from .protocol.operation import (
+    Bound,
+    C_co,
+    Call,
+    Embed,
+    Member,
+    Now,
+    Op,
+    Plan,
+    Request,
+    operation,
+    watched,
+)
 from .search.fields import Field
 from .search.filters import Filter, whole_number
 from .search.schema import Vector
@@ -174,8 +186,9 @@ class SemanticCache(Bound[C_co]):
         }
         self._ttl = milliseconds("ttl", ttl)
         self._guards = as_guards(guards)
-        if not callable(judge or extractor) or not callable(extract or extractor):
-            raise TypeError("judge and extract must be functions")
+        for role, function in (("judge", judge), ("extract", extract)):
+            if function is not None and not callable(function):
+                raise TypeError(f"{role} must be a function, not {type(function).__name__}")
         self._judge = judge
         self._judge_from = distance_limit("judge_from", judge_from)
         self._extract = extract
@@ -226,7 +239,7 @@ class SemanticCache(Bound[C_co]):
         `max_distance` replaces the cache's and the categories'. With `category` or `filter` only
         entries that match are looked at.
         """
-        question = self._question(prompt, model, params)
+        question = self.question(prompt, model, params)
         terms = self._terms(vector, max_distance, category, filter, self._k)
         found, now = yield from self._look(question, terms)
         self.count(found, now)
@@ -245,7 +258,7 @@ class SemanticCache(Bound[C_co]):
         filter: Filter | None = None,  # noqa: A002 - the API's name
     ) -> Op[Lookup]:
         """Look up, uncounted, and return how it went: see `Lookup`."""
-        question = self._question(prompt, model, params)
+        question = self.question(prompt, model, params)
         wanted = max(self._k, _EXPLAINED)
         terms = self._terms(vector, max_distance, category, filter, wanted)
         limit = self._max_distance if terms.limit is None else terms.limit
@@ -264,6 +277,7 @@ class SemanticCache(Bound[C_co]):
         self, question: Question, terms: Terms, seen: list[Candidate] | None = None
     ) -> Op[tuple[Found, float]]:
         """Return what there is, uncounted, and the time; what was looked at is added to `seen`."""
+        elsewhere = False
         if terms.vector is None:
             # Planned, it shares its round trip with others, and the embedder its call.
             if terms.condition is None and not isinstance(self.client, Plan):
@@ -274,9 +288,11 @@ class SemanticCache(Bound[C_co]):
                 found = self._exact(exact, question, terms, seen, now)
                 if found.hit is not None:
                     return found, now
+                elsewhere = found.miss == "category"
             terms = terms._replace(vector=(yield from self._vector(question.text)))
         near = yield from self.nearby(question, terms)
-        return (yield from self.settled(near, question, terms, seen))
+        found, now = yield from self.settled(near, question, terms, seen)
+        return (Found(None, "category") if elsewhere and found is ABSENT else found), now
 
     def asked(
         self,
@@ -287,7 +303,7 @@ class SemanticCache(Bound[C_co]):
         max_distance: float | None,
     ) -> Op[tuple[Question, Terms]]:
         """Return what is asked, with its vector; an op, not an operation."""
-        question = self._question(prompt, model, params)
+        question = self.question(prompt, model, params)
         terms = self._terms(vector, max_distance, None, None, self._k)
         if vector is None:
             terms = terms._replace(vector=(yield from self._vector(question.text)))
@@ -312,12 +328,16 @@ class SemanticCache(Bound[C_co]):
             return UNREACHABLE, now
         found = yield from self._chosen(near, question, terms, seen, now)
         expired = sum(one.fields is None for one in near)
-        if found.hit is not None or expired < min(terms.k, self._k) or terms.k >= _MORE:
+        if found.hit is not None or not expired:
             return found, now
         # Entries that expired and are still indexed may hide what lives.
-        terms = terms._replace(k=_MORE)
-        near = yield from self.nearby(question, terms)
-        return (yield from self.settled(near, question, terms, seen))
+        more = yield from self.nearby(question, terms._replace(k=_MORE))
+        if isinstance(more, OutOfReach):
+            return UNREACHABLE, now
+        known = {one.key for one in near}
+        hidden = [one for one in more if one.fields is not None and one.key not in known]
+        further = yield from self._chosen(hidden[:expired], question, terms, seen, now)
+        return (found if further.hit is None else further), now
 
     def _exact(
         self, near: Near, question: Question, terms: Terms, seen: list[Candidate] | None, now: float
@@ -343,22 +363,20 @@ class SemanticCache(Bound[C_co]):
     ) -> Op[Found]:
         """Return the first of the entries that passes every gate, or why the first did not."""
         first = ABSENT
-        left = self._k  # of those that live; an explanation shows more
-        for one in near:
+        for place, one in enumerate(near):
             found, text = self._read(one, question, now)
             if found.hit is None:
                 first = found if first is ABSENT else first
                 continue
-            left -= 1
-            refused = None if left >= 0 else "k"
-            if refused is not None:
-                pass
-            elif not one.distance <= self._limit(terms, found):  # NaN, too, is far
+            refused = None
+            if not one.distance <= self._limit(terms, found):  # NaN, too, is far
                 refused = "far"
             elif found.hit.id == question.id:
                 pass  # the very question: nobody need be asked
             elif why := veto(self._guards, question.text, text) if self._guards else None:
                 refused = f"guard: {why}"
+            elif place >= self._k:
+                refused = "beyond k"  # an explanation shows more than a lookup takes
             elif self._judge is not None and one.distance > self._judge_from:
                 refused = yield from self._judged(question.text, text, counted=seen is None)
             if seen is not None:
@@ -444,13 +462,39 @@ class SemanticCache(Bound[C_co]):
         is created when first needed. Raises IndexMismatchError if there is one of other fields,
         another size, or another embedder.
         """
-        question = self._question(prompt, model, params)
+        question = self.question(prompt, model, params)
+        entry = yield from self.prepared(
+            question,
+            response,
+            vector=vector,
+            ttl=ttl,
+            metadata=metadata,
+            sources=sources,
+            category=category,
+            fields=fields,
+        )
+        yield from self.shelf.write(*entry)
+        return question.id
+
+    def prepared(
+        self,
+        question: Question,
+        response: Any,
+        *,
+        vector: Any,
+        ttl: float | None,
+        metadata: dict[str, Any] | None,
+        sources: Iterable[str],
+        category: str | None,
+        fields: Mapping[str, Any] | None,
+    ) -> Op[tuple[str, dict[str, Any], int | None, float, list[Member]]]:
+        """Return what `shelf.write` takes, all of it checked; an op, not an operation."""
         check_response(response)
         px = self._ttl if ttl is None else milliseconds("ttl", ttl)
         check_metadata(metadata)
         now = yield from Now()
-        entry: dict[str, Any] = {"model": model, "prompt": question.prompt, "response": response}
-        entry |= {"created": now, "px": px}
+        entry: dict[str, Any] = {"model": question.model, "prompt": question.prompt}
+        entry |= {"response": response, "created": now, "px": px}
         if question.text != question.prompt:
             entry["text"] = question.text
         stored: dict[str, Any] = {"scope": self._owner, "model": question.tag}
@@ -463,13 +507,11 @@ class SemanticCache(Bound[C_co]):
             stored["category"] = digest(category)
         if names := as_sources(sources):
             entry["sources"] = names
-        value = packed(entry)
         stored |= self._own(fields or {})
-        array = yield from self._vector(question.text, vector)
+        stored["entry"] = packed(entry)
+        stored["vector"] = yield from self._vector(question.text, vector)
         noted = notes(self._sources, names, self.shelf.prefix + question.id, px)
-        stored |= {"vector": array, "entry": value}
-        yield from self.shelf.write(question.id, stored, px, now, noted)
-        return question.id
+        return question.id, stored, px, now, noted
 
     def _own(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values of the user's fields as they are stored."""
@@ -498,7 +540,10 @@ class SemanticCache(Bound[C_co]):
 
     @operation
     def delete_where(self, filter: Filter, dry_run: bool = False) -> Op[int]:  # noqa: A002, FBT001, FBT002 - the API's name
-        """Delete the scope's entries that match; return how many, with `dry_run` without it."""
+        """Delete the scope's entries that match; return how many, with `dry_run` without it.
+
+        Raises IndexNotFoundError where there are entries and somebody dropped their index.
+        """
         if not isinstance(filter, Filter):
             raise TypeError("filter must be a Filter; all go by clear()")
         names = yield from self.shelf.matching(filter)
@@ -548,7 +593,7 @@ class SemanticCache(Bound[C_co]):
         ]
         if not rows or not all(len(row) == 3 for row in rows):
             raise ValueError("pairs must be (text, text, same), and there must be some")
-        texts = [[self._question(row[side], "", None).text for row in rows] for side in (0, 1)]
+        texts = [[self.question(row[side], "", None).text for row in rows] for side in (0, 1)]
         distances: list[float] = []
         for start in range(0, len(rows), 1000):
             part = [side[start : start + 1000] for side in texts]
@@ -563,7 +608,8 @@ class SemanticCache(Bound[C_co]):
 
     # -- of both -----------------------------------------------------------------------------------
 
-    def _question(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
+    def question(self, prompt: Prompt, model: str, params: Mapping[str, Any] | None) -> Question:
+        """Return what is asked, checked; a value, not an operation."""
         if type(model) is not str:  # what cannot be hashed cannot be looked up
             require_text("model", model, empty=True)
         if self._extract is None and params is None and isinstance(prompt, str):

@@ -6,12 +6,14 @@ Must not import a client.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from .cache import LLMCache
 from .caching.entries import UNREACHABLE, CacheHit, Found
 from .caching.identity import Prompt
-from .caching.upkeep import OUT_OF_REACH
+from .caching.sources import as_sources
+from .caching.upkeep import OUT_OF_REACH, TROUBLE
 from .errors import IndexNotFoundError, SearchUnavailableError, WrongTypeError
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Now, Op, Plan, operation, together
@@ -116,26 +118,19 @@ class TieredCache(Bound[C_co]):
 
         The parameters are as in `SemanticCache.store`.
         """
-        names = list(sources)
-        of_both: dict[str, Any] = {"params": params, "ttl": ttl, "metadata": metadata}
-        ids = yield from together(
-            [
-                self.exact.plan.store(prompt, response, model, sources=names, **of_both),
-                self.semantic.plan.store(
-                    prompt,
-                    response,
-                    model,
-                    vector=vector,
-                    sources=names,
-                    category=category,
-                    fields=fields,
-                    **of_both,
-                ),
-            ]
+        semantic = self.semantic
+        of_both: dict[str, Any] = {"ttl": ttl, "metadata": metadata, "sources": as_sources(sources)}
+        # First of all: what the semantic one refuses is not stored in the exact one either.
+        question = semantic.question(prompt, model, params)
+        entry = yield from semantic.prepared(
+            question, response, vector=vector, category=category, fields=fields, **of_both
         )
-        if self._promotes:
-            yield from self.exact.plan.delete_source(_origin(ids[1]))
-        return str(ids[1])
+        exact = self.exact.plan.store(prompt, response, model, params=params, **of_both)
+        yield from together([exact, semantic.shelf.write(*entry)])
+        if self._promotes and not self.exact.upkeep.health.until:
+            with suppress(*TROUBLE):  # the stores have said what there is to say
+                yield from self.exact.plan.delete_source(_origin(question.id))
+        return question.id
 
     @operation
     def delete_source(self, source: str) -> Op[int]:

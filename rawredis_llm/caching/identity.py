@@ -151,7 +151,7 @@ def last_turn(messages: Sequence[Mapping[str, Any]]) -> int:
 def without_last_turn(messages: Any) -> list[Any]:
     """Return messages without the text of the user's last turn; what else it holds stays.
 
-    Where text stood among other parts stays, too.
+    Among other parts, where text stood stays, too.
     """
     kept = list(messages)
     position = last_turn(kept)
@@ -159,6 +159,7 @@ def without_last_turn(messages: Any) -> list[Any]:
     others: list[Any] = []
     if isinstance(content, (list, tuple)):
         is_text = [part.get("type", "text") == "text" for part in content]
-        others = [{} if text else part for text, part in zip(is_text, content, strict=True)]
+        if not all(is_text):
+            others = [{} if text else part for text, part in zip(is_text, content, strict=True)]
     kept[position] = {**kept[position], "content": others}
     return kept

@@ -26,6 +26,7 @@ from ..errors import (
     WrongTypeError,
 )
 from ..index.life import MANIFESTS, embedder_in, manifest
+from ..keys import escape_glob
 from ..protocol import commands
 from ..protocol.operation import Batch, Command, Member, Op
 from ..search import query
@@ -176,7 +177,7 @@ class Shelf:
 
     def _scanned(self, vector: Any, k: int, model: str) -> Op[list[Near] | OutOfReach]:
         """Return the nearest entries by comparing all there are."""
-        names = yield from self._upkeep.ask(commands.zrange(self._used, -SCANNED))
+        names = yield from self._asked(commands.zrange(self._used, -SCANNED))
         if names is OUT_OF_REACH or not names:
             return names
         keys = [self.prefix.encode() + name for name in names]
@@ -233,8 +234,6 @@ class Shelf:
             reachable = yield from self._ensure(schema)
             if not reachable:
                 return
-            if self._embedder and not self._same_embedder:
-                before.append(("SET", MANIFESTS + self.index, manifest(self._embedder), "NX"))
         if not self._scans:
             # Again: what is not indexed is not found, and somebody may have dropped it meanwhile.
             before.append(query.create_index(self.index, (self.all,), schema))
@@ -244,15 +243,17 @@ class Shelf:
         steps: list[Member] = [Batch(before, raise_errors=False), *noted, Batch(entry, atomic=True)]
         limit = min(self._limit or SCANNED, SCANNED) if self._scans else self._limit
         if limit is not None:
-            steps.append(("ZADD", self._used, round(now * 1000), name))
+            steps.append(("ZADD", self._used, round(now * 1e6), name))
             steps.append(commands.zrange(self._used, 0, -limit - 1))
         replies = yield from self._upkeep.ask(Batch(steps))
         if replies is OUT_OF_REACH:
             return
-        self._same_embedder = True
         for failure in replies[0]:
             if not isinstance(failure, (bytes, NoneType, *_FORGIVEN)) and not passes(failure):
                 raise failure
+        if before and self._embedder and not isinstance(replies[0][-1], Exception):
+            # Somebody had dropped the index, and with it what was written down of it.
+            yield from self._name_embedder()
         if limit is not None and replies[-1]:
             yield from self._trim(len(replies[-1]))
 
@@ -292,7 +293,15 @@ class Shelf:
             raise created if isinstance(created, NoPermissionError) else info
         self._compare(named)
         self._created, self.dim = True, schema.vector.dim
+        if not self._same_embedder:
+            yield from self._name_embedder()
         return True
+
+    def _name_embedder(self) -> Op[None]:
+        """Write down whose vectors they are, where nobody has."""
+        named = ("SET", MANIFESTS + self.index, manifest(self._embedder), "NX")
+        yield from self._upkeep.ask(Batch([Batch([named], raise_errors=False)]))
+        self._same_embedder = True
 
     def touch(self, name: str, now: float) -> None:
         """Take notice that an entry was used."""
@@ -306,7 +315,16 @@ class Shelf:
             *("FT.SEARCH", self.index, wanted, "NOCONTENT", *query.with_params(condition.params)),
             *("LIMIT", 0, query.MAX_RESULTS, *query.UNLIMITED),
         )
-        keys = yield from Command(search, found_keys)
+        try:
+            keys = yield from Command(search, found_keys)
+        except IndexNotFoundError:
+            cursor: bytes | None = None
+            while cursor != b"0":  # with nothing to find, there is nothing wrong
+                pattern = f"{escape_glob(self.prefix)}*"
+                cursor, found = yield from commands.scan(cursor or 0, pattern, 1000)
+                if found:
+                    raise
+            return []
         start = self.prefix.encode()
         return [key[len(start) :].decode() for key in keys if key.startswith(start)]
 

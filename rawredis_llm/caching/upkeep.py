@@ -136,7 +136,7 @@ class Tally:
         """Note when something was used, for a sorted set by last use."""
         with self._lock:
             if len(self._used) < _MANY:
-                self._used[key, member] = round(now * 1000)
+                self._used[key, member] = round(now * 1e6)
 
     def settle(self, now: float) -> None:
         """Have the next command take along what was counted."""
