@@ -29,7 +29,7 @@ from .caching.entries import (
     unpacked,
 )
 from .caching.flight import Entry, Flight, response_of, single_flight
-from .caching.identity import Prompt, canonical
+from .caching.identity import Prompt, canonical, telling
 from .caching.sources import as_sources, delete_noted, notes
 from .caching.upkeep import OUT_OF_REACH, CacheStats, Upkeep
 from .errors import WrongTypeError
@@ -452,10 +452,10 @@ class LLMCache(Bound[C_co]):
 
         def find() -> Op[list[Any] | None]:
             found, now = yield from self.look(question)
+            if found.hit is not None and found.hit.stale:
+                found = EXPIRED
             self.upkeep.count(found, now)
-            if found.hit is None or found.hit.stale or found.hit.error is not None:
-                return None
-            return _chunks(found)
+            return None if found.hit is None or found.hit.error is not None else _chunks(found)
 
         def keep(chunks: list[Any]) -> Op[None]:
             if not chunks:
@@ -533,9 +533,11 @@ class LLMCache(Bound[C_co]):
         if type(model) is not str:  # what cannot be hashed cannot be looked up
             require_text("model", model, empty=True)
         state, prefix = self._seeds(model)
-        if params is None and isinstance(prompt, str):
+        if isinstance(prompt, str) and (params is None or not telling(params)):
             identity = framed(state.copy(), require_text("prompt", prompt)).hexdigest()
         else:
+            if isinstance(prompt, str):
+                require_text("prompt", prompt)
             prompt = canonical(prompt, params)
             identity = framed(framed(state.copy(), "chat"), prompt).hexdigest()
         return Question(prompt, model, identity, prefix + identity)

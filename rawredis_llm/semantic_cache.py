@@ -31,7 +31,7 @@ from .caching.entries import (
     unpacked,
 )
 from .caching.guards import Guard, as_guards, extractor, veto
-from .caching.identity import Prompt, canonical, without_last_turn
+from .caching.identity import Prompt, canonical, telling, without_last_turn
 from .caching.shelf import OWN, Near, Shelf
 from .caching.sources import as_sources, delete_noted, notes
 from .caching.upkeep import CacheStats, OutOfReach, Upkeep
@@ -612,6 +612,7 @@ class SemanticCache(Bound[C_co]):
         """Return what is asked, checked; a value, not an operation."""
         if type(model) is not str:  # what cannot be hashed cannot be looked up
             require_text("model", model, empty=True)
+        params = telling(params) or None
         if self._extract is None and params is None and isinstance(prompt, str):
             text = whole = require_text("prompt", prompt)
             tag, state = self._seeds(model)

@@ -13,7 +13,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from copy import copy
+from copy import copy, deepcopy
 from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -227,7 +227,7 @@ class AsyncClient(BaseClient, AsyncRunner):
             raise TypeError(f"produce must return an asynchronous iterator, not {kind}")
         try:
             async for item in source:
-                kept.append(item)
+                kept.append(deepcopy(item))  # whoever has it may change it
                 yield item
         except BaseException:
             with suppress(Exception):  # the first error says more

@@ -119,6 +119,8 @@ def unpacked(data: bytes | None) -> Any:
             data = unpacker.decompress(data, _LONGEST)
         except zlib.error:
             return None
+        if not unpacker.eof:  # cut, or longer than anything of ours
+            return None
     return from_json(data)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from ..keys import digest, digest_of, require_text, to_json
 
-__all__ = ["LEFT_OUT", "Prompt", "canonical", "fingerprint", "last_turn", "without_last_turn"]
+__all__ = ["LEFT_OUT", "Prompt", "canonical", "fingerprint", "last_turn", "telling"]
 
 Prompt: TypeAlias = "str | Sequence[Mapping[str, Any]]"
 """A text, or chat messages: `{"role": "user", "content": "..."}`, content a text or parts."""
@@ -56,24 +56,32 @@ def fingerprint(messages: Prompt, model: str = "", params: Mapping[str, Any] | N
 
 def canonical(messages: Prompt, params: Mapping[str, Any] | None = None) -> str:
     """Return the canonical form of messages, or of a text, with a call's parameters."""
-    links: dict[str, str] = {}
-    said: Any = messages
-    if not isinstance(messages, str):
-        if not isinstance(messages, (list, tuple)) or not messages:
-            raise TypeError("prompt must be a text, or a list of messages that is not empty")
-        said = []
-        for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "type"} & message.keys():
-                raise TypeError("a message must be a dict with a role")
-            given = {k: v for k, v in message.items() if v is not None and k != "id"}
-            said.append(_plain(_linked(given, links)))
-    if not isinstance(params, (Mapping, type(None))):
-        raise TypeError(f"params must be a dict or None, not {type(params).__name__}")
-    kept = {k: v for k, v in (params or {}).items() if v is not None and k not in LEFT_OUT}
     try:
-        return to_json("prompt or params", [said, _plain(kept)])
+        said = messages if isinstance(messages, str) else _said(messages)
+        return to_json("prompt or params", [said, _plain(telling(params))])
     except RecursionError:
         raise ValueError("prompt or params: nested too deeply") from None
+
+
+def telling(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the parameters of a call that are part of the question. Raises TypeError."""
+    if not isinstance(params, (Mapping, type(None))):
+        raise TypeError(f"params must be a dict or None, not {type(params).__name__}")
+    return {k: v for k, v in (params or {}).items() if v is not None and k not in LEFT_OUT}
+
+
+def _said(messages: Any) -> list[Any]:
+    links: dict[str, str] = {}
+    said = []
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise TypeError("prompt must be a text, or a list of messages that is not empty")
+    for message in messages:
+        named = isinstance(message, Mapping) and message.get("role", message.get("type"))
+        if not isinstance(named, str):  # what calls a tool may have a type in place of a role
+            raise TypeError("a message must be a dict with a role")
+        given = {k: v for k, v in message.items() if v is not None and k != "id"}
+        said.append(_plain(_linked(given, links)))
+    return said
 
 
 class _Link(str):
@@ -116,9 +124,9 @@ def _plain(value: Any, *, data: bool = False) -> Any:
             return value
         # A text that looks like a digest is replaced by its own, so none can stand for another.
         marked = value[:1] == "\0" or (data and len(value) > _LONG)
-        return _digest(value.encode()) if marked else value
+        return f"\0t{digest_of(value.encode())}" if marked else value
     if isinstance(value, (bytes, bytearray, memoryview)):
-        return _digest(bytes(value))
+        return f"\0b{digest_of(bytes(value))}"
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, Mapping):
@@ -134,10 +142,6 @@ def _name(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"prompt or params: a key must be a str, not {type(key).__name__}")
     return key
-
-
-def _digest(data: bytes) -> str:
-    return f"\0{digest_of(data)}"
 
 
 def last_turn(messages: Sequence[Mapping[str, Any]]) -> int:

@@ -27,13 +27,13 @@ T = TypeVar("T")
 
 _AWAY: Final = (
     *(errors.ConnectionError, errors.TimeoutError, errors.BusyError, errors.ClusterDownError),
-    *(errors.LoadingError, errors.MasterDownError, errors.MaxClientsError),
+    *(errors.LoadingError, errors.MasterDownError, errors.MaxClientsError, errors.TryAgainError),
 )
 """The server cannot be reached, or does not answer anybody; to ask costs time."""
 
 TROUBLE: Final = (
     *(*_AWAY, errors.MisconfiguredError, errors.OutOfMemoryError, errors.ReadOnlyError),
-    *(errors.SearchTimeoutError, errors.TryAgainError),
+    errors.SearchTimeoutError,
 )
 """What on_error="miss" forgives: the server is away, or in a state that passes. A refusal (wrong
 password, no permission) is the user's to see and always raises."""
@@ -286,7 +286,7 @@ class Upkeep:
         counts = self.tally.commands()
         try:
             _, [found, *_] = yield from Batch(
-                [Batch(counts, raise_errors=False), Batch(read, atomic=True)]
+                [Batch(counts, raise_errors=False), Batch(read, atomic=reset)]
             )
         except TROUBLE:
             self.tally.put_back(counts)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from threading import Event, Thread
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -159,7 +160,7 @@ class Client(BaseClient, Runner):
             raise TypeError(f"produce must return an iterator, not {kind}: is it for AsyncClient?")
         try:
             for item in source:
-                kept.append(item)
+                kept.append(deepcopy(item))  # whoever has it may change it
                 yield item
         except BaseException:
             with suppress(Exception):  # the first error says more
