@@ -32,7 +32,7 @@ from .caching.flight import Entry, Flight, response_of, single_flight
 from .caching.identity import Prompt, canonical, telling
 from .caching.sources import as_sources, delete_noted, notes
 from .caching.upkeep import OUT_OF_REACH, CacheStats, Upkeep
-from .errors import WrongTypeError
+from .errors import RedisError, WrongTypeError
 from .keys import clear_entries, digest, framed, milliseconds, require_text
 from .protocol import commands
 from .protocol.client import iterated
@@ -170,15 +170,20 @@ class LLMCache(Bound[C_co]):
         """Return what there is, uncounted, and the time; an op, not an operation."""
         get = commands.get(question.key)
         left = None
+        data: Any
         try:
             if self.refreshes:
                 data = yield from self.upkeep.ask(Batch([get, ("PTTL", question.key)]))
                 if data is not OUT_OF_REACH:
                     data, left = data
+            elif self.upkeep.calm:  # nearly always
+                data = yield from get
             else:
                 data = yield from self.upkeep.ask(get)
         except WrongTypeError:
             data = b""
+        except RedisError as error:
+            data = yield from self.upkeep.forgive(error)
         now = yield from Now()
         if data is OUT_OF_REACH:
             return UNREACHABLE, now

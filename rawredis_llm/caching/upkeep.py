@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -50,6 +51,7 @@ def passes(error: object) -> bool:
 _PAUSE: Final = 0.1  # seconds without asking after the first failure
 _PROBES: Final = 2.0  # seconds between two calls that try, as long as none had an answer
 _OFTEN: Final = 0.1  # seconds between two sendings of hits
+_FEW: Final = 4096  # events that are held one by one
 _MANY: Final = 10_000  # different counts that are held, as in an outage; more are lost
 _KEPT: Final = 90 * 86400  # seconds that the counts of a cache are kept after the last one
 
@@ -120,6 +122,7 @@ class Tally:
     def forget(self) -> None:
         """Begin anew, as a forked child does: the counts are its parent's, the lock anybody's."""
         self._lock = Lock()
+        self._events: deque[tuple[str, str, int]] = deque()  # appended to without the lock
         self._counts: dict[tuple[str, str], int] = {}
         self._used: dict[tuple[str, str], int] = {}  # when it was, of what is kept by last use
         self.next = 0.0  # when hits are sent again
@@ -127,8 +130,15 @@ class Tally:
 
     def add(self, key: str, name: str, count: int = 1) -> None:
         """Count under a cache's key."""
-        place = (key, name)
-        with self._lock:
+        self._events.append((key, name, count))
+        if len(self._events) > _FEW:  # as in an outage
+            with self._lock:
+                self._merge()
+
+    def _merge(self) -> None:
+        while self._events:
+            key, name, count = self._events.popleft()
+            place = (key, name)
             if place in self._counts or len(self._counts) < _MANY:
                 self._counts[place] = self._counts.get(place, 0) + count
 
@@ -147,6 +157,7 @@ class Tally:
         """Return the commands that bring the counts to the server, and count anew."""
         with self._lock:
             self.due = False
+            self._merge()
             used, self._used = self._used, {}
             counts, self._counts = self._counts, {}
         sent: list[tuple[Any, ...]] = [
@@ -233,6 +244,11 @@ class Upkeep:
         if not 0.0 < self.tally.next - now <= _OFTEN:  # or the clock was set back
             self.tally.settle(now)
 
+    @property
+    def calm(self) -> bool:
+        """Whether `ask` would do nothing but ask; `forgive` is for what may come of it."""
+        return not self.health.until and not self.tally.due
+
     def ask(self, request: Command[T] | Batch) -> Op[Any]:
         """Send what a lookup or a store asks for, and the counts that are due with it.
 
@@ -247,10 +263,7 @@ class Upkeep:
             else:
                 value = yield from request
         except errors.RedisError as error:
-            if not self._forgives or not passes(error):
-                raise
-            yield from self._forgive(error)
-            return OUT_OF_REACH
+            return (yield from self.forgive(error))
         if health.until:
             health.until = 0.0
         return value
@@ -271,12 +284,16 @@ class Upkeep:
             raise value
         return value
 
-    def _forgive(self, error: Exception) -> Op[None]:
+    def forgive(self, error: Exception) -> Op[OutOfReach]:
+        """Give OUT_OF_REACH for an error that is to be a miss; raise another."""
+        if not self._forgives or not passes(error):
+            raise error
         import logging  # noqa: PLC0415 - only a failure needs it
 
         logging.getLogger("rawredis_llm").warning("the cache is out of reach: %s", error)
         if isinstance(error, _AWAY) and not isinstance(error, errors.PoolTimeoutError):
             self.health.failed((yield from Now()))
+        return OUT_OF_REACH
 
     def stats(self, *, reset: bool) -> Op[CacheStats]:
         """Return the counts, those of this process included; with `reset`, begin anew."""
