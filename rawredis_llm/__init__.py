@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .cache import CacheStats as CacheStats
     from .cache import LLMCache as LLMCache
     from .caching.calibration import Calibration as Calibration
+    from .caching.calibration import calibration as calibration
     from .caching.guards import extractor as extractor
     from .caching.identity import fingerprint as fingerprint
     from .embedding import HashingEmbedder as HashingEmbedder
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "aio.client": ("AsyncClient",),
     "cache": ("CacheHit", "CacheStats", "LLMCache"),
-    "caching.calibration": ("Calibration",),
+    "caching.calibration": ("Calibration", "calibration"),
     "caching.guards": ("extractor",),
     "caching.identity": ("fingerprint",),
     "embedding": ("HashingEmbedder",),
