@@ -133,8 +133,8 @@ def test_what_expired_is_told(protocol: int) -> None:
 
 def test_a_server_out_of_reach_is_told(redis: Redis) -> None:
     cache = SemanticCache(redis.connect(url=NOBODY), Circle())
-    for given in ({}, {"vector": vector(0)}):
-        told = redis.do(cache.explain(at(0), **given))
+    for given in (None, vector(0)):
+        told = redis.do(cache.explain(at(0), vector=given))
         assert (told.gate, told.hit, told.nearest) == ("unreachable", None, [])
 
 

@@ -91,6 +91,7 @@ def test_without_a_search_module_the_answers_are_the_same(
             cache, stores = filled(one, points, dtype=dtype)
             one.gather(stores)
             caches.append((one, cache))
+        found: list[Any] = []
         for limit in LIMITS:
             found, scanned = (one.gather(asked(c, queries, limit)) for one, c in caches)
             assert [answer(hit) for hit in found] == [answer(hit) for hit in scanned]

@@ -163,7 +163,7 @@ def test_what_is_no_answer_is_refused_and_the_lease_given_back(redis: Redis, ans
     assert redis.do(LLMCache(elsewhere(redis)).get_or_compute("p", lambda: "r")) == "r"
 
 
-BAD: dict[str, tuple[type[Exception], str, Callable[[LLMCache[Any]], Any]]] = {
+BAD: dict[str, tuple[type[Exception], str, Callable[[Any], Any]]] = {
     "no function": (TypeError, "compute", lambda c: c.get_or_compute("p", "r")),
     "lease 0": (ValueError, "lease", lambda c: c.get_or_compute("p", Computing(), lease=0)),
     "lease None": (TypeError, "lease", lambda c: c.get_or_compute("p", Computing(), lease=None)),

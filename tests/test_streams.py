@@ -190,7 +190,8 @@ def test_a_stream_costs_a_lookup_and_a_store(redis: Redis) -> None:
     cache, producing = LLMCache(redis.client), Producing(redis, *"abcdefghij")
 
     async def awaited() -> list[Any]:
-        return [chunk async for chunk in cache.stream("p", producing)]
+        chunks: Any = cache.stream("p", producing)
+        return [chunk async for chunk in chunks]
 
     def call() -> Any:
         return list(cache.stream("p", producing)) if redis.kind == "sync" else awaited()
