@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +26,7 @@ from rawredis_llm import (
     errors,
 )
 from rawredis_llm.protocol.operation import Call, Pause
+from rawredis_llm.search.query import info
 
 if TYPE_CHECKING:
     from conftest import Redis
@@ -56,6 +58,8 @@ class Application:
         redis.do(self.memory.save("I am in Paris", "lovely"))
         # An index is asked once, with the first search, whether it is being built.
         redis.do(self.index.wait_until_indexed())
+        while not redis.do(client.run(info("memory"))).whole:
+            sleep(0.01)
         redis.do(self.memory.load("Paris"))
 
     def same(self, results: list[Any]) -> list[Any]:
