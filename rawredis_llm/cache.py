@@ -33,7 +33,7 @@ from .caching.identity import Prompt, canonical, telling
 from .caching.sources import as_sources, delete_noted, notes
 from .caching.upkeep import OUT_OF_REACH, CacheStats, Upkeep
 from .errors import RedisError, WrongTypeError
-from .keys import clear_entries, digest, framed, milliseconds, require_text
+from .keys import clear_entries, digest, framed, from_json, milliseconds, require_text, to_json
 from .protocol import commands
 from .protocol.client import iterated
 from .protocol.operation import Batch, Bound, C_co, Member, Now, Op, Plan, operation
@@ -472,7 +472,7 @@ class LLMCache(Bound[C_co]):
             entry = self._entry(question, content, now, ttl=ttl, metadata=metadata, sources=names)
             yield from self.upkeep.ask(Batch(_writes(question, entry)))
 
-        return self.client.relay(find, _caller(produce, prompt), keep, pace)  # type: ignore[union-attr]
+        return self.client.relay(find, _caller(produce, prompt), _chunk, keep, pace)  # type: ignore[union-attr]
 
     # -- deleting, counting ------------------------------------------------------------------------
 
@@ -575,6 +575,11 @@ def _caller(function: Callable[..., Any], prompt: Prompt) -> Callable[[], Any]:
         if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
     ]
     return partial(function, prompt) if wanted else function
+
+
+def _chunk(item: Any) -> Any:
+    """Return a chunk as it will come again; raise for what is neither text nor JSON."""
+    return item if isinstance(item, str) else from_json(to_json("chunk", item))
 
 
 def _chunks(found: Found) -> list[Any]:

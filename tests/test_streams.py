@@ -144,11 +144,11 @@ def test_an_empty_stream_is_no_answer(redis: Redis) -> None:
     assert (producing.log.count("called"), keys(redis)) == (2, [])
 
 
-def test_chunks_that_cannot_be_stored_are_named_at_the_end(redis: Redis) -> None:
+def test_a_chunk_that_cannot_be_stored_is_named_at_once(redis: Redis) -> None:
     cache, taken = LLMCache(redis.client), list[Any]()
-    with pytest.raises(TypeError, match="response"):
-        take(redis, cache.stream("p", Producing(redis, b"a", b"b")), taken)
-    assert (taken, keys(redis)) == ([b"a", b"b"], [])
+    with pytest.raises(TypeError, match="chunk"):
+        take(redis, cache.stream("p", Producing(redis, "a", b"b", "c")), taken)
+    assert (taken, keys(redis)) == (["a"], [])
 
 
 @pytest.mark.parametrize("response", ["whole", {"a": 1}, ["a", "b"], ""])

@@ -13,7 +13,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
-from copy import copy, deepcopy
+from copy import copy
 from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -209,6 +209,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         self,
         find: Callable[[], Runnable[list[T] | None]],
         produce: Callable[[], Any],
+        own: Callable[[T], T],
         keep: Callable[[list[T]], Runnable[Any]],
         pace: float,
     ) -> AsyncIterator[T]:
@@ -227,7 +228,7 @@ class AsyncClient(BaseClient, AsyncRunner):
             raise TypeError(f"produce must return an asynchronous iterator, not {kind}")
         try:
             async for item in source:
-                kept.append(deepcopy(item))  # whoever has it may change it
+                kept.append(own(item))
                 yield item
         except BaseException:
             with suppress(Exception):  # the first error says more

@@ -282,15 +282,18 @@ class BaseClient:
         self,
         find: Callable[[], Runnable[list[T] | None]],
         produce: Callable[[], Any],
+        own: Callable[[T], T],
         keep: Callable[[list[T]], Runnable[Any]],
         pace: float = 0.0,
     ) -> Iterator[T]:
         """Iterate over the items that `find` has, else over what `produce` gives, and keep those.
 
-        `find()` and `keep(items)` return ops. What was found comes `pace` seconds apart. Only when
-        `produce`'s iterator has ended, its items are kept: nothing of one that failed or was left.
+        `find()` and `keep(items)` return ops; `own(item)` is what is kept of one, a copy that
+        nobody changes, and raises for what cannot be kept. What was found comes `pace` seconds
+        apart. Only when `produce`'s iterator has ended, its items are kept: nothing of one that
+        failed or was left.
         """
-        return self._relay(find, produce, keep, pace)
+        return self._relay(find, produce, own, keep, pace)
 
     @property
     def place(self) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from copy import deepcopy
 from threading import Event, Thread
 from time import monotonic, sleep, time
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -142,6 +141,7 @@ class Client(BaseClient, Runner):
         self,
         find: Callable[[], Runnable[list[T] | None]],
         produce: Callable[[], Any],
+        own: Callable[[T], T],
         keep: Callable[[list[T]], Runnable[Any]],
         pace: float,
     ) -> Iterator[T]:
@@ -160,7 +160,7 @@ class Client(BaseClient, Runner):
             raise TypeError(f"produce must return an iterator, not {kind}: is it for AsyncClient?")
         try:
             for item in source:
-                kept.append(deepcopy(item))  # whoever has it may change it
+                kept.append(own(item))
                 yield item
         except BaseException:
             with suppress(Exception):  # the first error says more
