@@ -255,21 +255,25 @@ class Shelf:
             # Somebody had dropped the index, and with it what was written down of it.
             yield from self._name_embedder()
         if limit is not None and replies[-1]:
-            yield from self._trim(len(replies[-1]))
+            yield from self._trim(limit, len(replies[-1]))
 
-    def _trim(self, surplus: int) -> Op[None]:
+    def _trim(self, limit: int, surplus: int) -> Op[None]:
         """Delete the entries used least recently; those that have expired count first."""
-        reply = yield from self._upkeep.ask(commands.zrange(self._used, 0, surplus + _LOOKED_AT))
+        oldest = commands.zrange(self._used, 0, surplus + _LOOKED_AT)
+        reply = yield from self._upkeep.ask(Batch([("ZCARD", self._used), oldest]))
         if reply is OUT_OF_REACH:
             return
-        names = [name.decode() for name in reply]
+        number, found = reply
+        names = [name.decode() for name in found]
+        # What somebody else has just trimmed is not there either, so it is not made up for.
         there = yield from self._upkeep.ask(Batch([("EXISTS", self.prefix + n) for n in names]))
         if there is OUT_OF_REACH:
             return
         gone = [name for name, exists in zip(names, there, strict=True) if not exists]
         live = [name for name, exists in zip(names, there, strict=True) if exists]
-        live = live[: max(surplus - len(gone), 0)]
-        yield from self._upkeep.ask(self._removal([*gone, *live]))
+        surplus = max(number - limit - len(gone), 0)
+        if gone or surplus:
+            yield from self._upkeep.ask(self._removal([*gone, *live[:surplus]]))
 
     def _ensure(self, schema: Schema) -> Op[bool]:
         """Create the index, or see that it is the same; return whether the server was there."""
