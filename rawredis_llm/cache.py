@@ -23,9 +23,9 @@ from .caching.entries import (
     as_lifetime,
     check_metadata,
     check_response,
+    details,
     hit_of,
     packed,
-    saving,
     unpacked,
 )
 from .caching.flight import Entry, Flight, response_of, single_flight
@@ -325,7 +325,6 @@ class LLMCache(Bound[C_co]):
         took: float | None = None,
     ) -> Entry:
         check_response(content["response"])
-        check_metadata(metadata)
         px, fresh = self._lifetime.of(question.id, ttl)
         if "promoted" in content:  # it lives as long as what it was promoted from, and no longer
             px, fresh = milliseconds("ttl", ttl), None
@@ -333,12 +332,7 @@ class LLMCache(Bound[C_co]):
         entry |= {"prompt": question.prompt, **content, "created": now, "px": px}
         if fresh is not None:
             entry["fresh"] = fresh
-        if metadata:
-            entry["metadata"] = metadata
-        if sources:
-            entry["sources"] = sources
-        if any(saved := saving(metadata, took)):
-            entry["saves"] = saved
+        entry |= details(metadata, sources, took)
         before = tuple(notes(self._sources, sources, question.key, px))
         return Entry(packed(entry, self._compress_above), px, before)
 

@@ -23,11 +23,10 @@ from .caching.entries import (
     UNREACHABLE,
     CacheHit,
     Found,
-    check_metadata,
     check_response,
+    details,
     hit_of,
     packed,
-    saving,
     unpacked,
 )
 from .caching.guards import Guard, as_guards, extractor, veto
@@ -63,7 +62,7 @@ from .protocol.operation import (
 from .search.fields import Field
 from .search.filters import Filter, whole_number
 from .search.schema import Vector
-from .search.vectors import as_vector
+from .search.vectors import as_vector, similarity
 
 if TYPE_CHECKING:
     from .caching.calibration import Calibration
@@ -425,7 +424,7 @@ class SemanticCache(Bound[C_co]):
             or (exact and entry.get("prompt") != question.prompt)
         ):
             return DAMAGED, ""
-        hit = hit_of(entry, identity, now, None, distance, min(max(1.0 - distance / 2.0, 0.0), 1.0))
+        hit = hit_of(entry, identity, now, None, distance, similarity(distance, "cosine"))
         if hit is None:
             return DAMAGED, ""
         text = entry.get("text", hit.prompt)
@@ -491,22 +490,17 @@ class SemanticCache(Bound[C_co]):
         """Return what `shelf.write` takes, all of it checked; an op, not an operation."""
         check_response(response)
         px = self._ttl if ttl is None else milliseconds("ttl", ttl)
-        check_metadata(metadata)
+        names = as_sources(sources)
+        beside = details(metadata, names)
         now = yield from Now()
         entry: dict[str, Any] = {"model": question.model, "prompt": question.prompt}
-        entry |= {"response": response, "created": now, "px": px}
+        entry |= {"response": response, "created": now, "px": px, **beside}
         if question.text != question.prompt:
             entry["text"] = question.text
         stored: dict[str, Any] = {"scope": self._owner, "model": question.tag}
-        if metadata:
-            entry["metadata"] = metadata
-        if any(saved := saving(metadata, None)):
-            entry["saves"] = saved
         if category is not None:
             entry["category"] = require_text("category", category)
             stored["category"] = digest(category)
-        if names := as_sources(sources):
-            entry["sources"] = names
         stored |= self._own(fields or {})
         stored["entry"] = packed(entry)
         stored["vector"] = yield from self._vector(question.text, vector)
@@ -612,7 +606,7 @@ class SemanticCache(Bound[C_co]):
         """Return what is asked, checked; a value, not an operation."""
         if type(model) is not str:  # what cannot be hashed cannot be looked up
             require_text("model", model, empty=True)
-        params = telling(params) or None
+        params = None if params is None else telling(params) or None
         if self._extract is None and params is None and isinstance(prompt, str):
             text = whole = require_text("prompt", prompt)
             tag, state = self._seeds(model)

@@ -86,6 +86,19 @@ def check_response(response: Any) -> None:
         require_text("response", response, empty=True)
 
 
+def details(
+    metadata: dict[str, Any] | None, sources: list[str], took: float | None = None
+) -> dict[str, Any]:
+    """Return what an entry holds beside its answer, as far as there is any.
+
+    `took` is how many seconds the answer took where nobody tells.
+    """
+    check_metadata(metadata)
+    saved = saving(metadata, took)
+    parts = {"metadata": metadata, "sources": sources, "saves": saved if any(saved) else None}
+    return {name: part for name, part in parts.items() if part}
+
+
 def check_metadata(metadata: Any) -> None:
     """Raise TypeError unless it is a dict or None."""
     if not isinstance(metadata, (dict, type(None))):

@@ -25,7 +25,7 @@ from ..errors import (
     UnsupportedError,
     WrongTypeError,
 )
-from ..index.life import MANIFESTS, embedder_in, manifest
+from ..index.life import MANIFESTS, embedder_differences, embedder_in, manifest
 from ..keys import escape_glob
 from ..protocol import commands
 from ..protocol.operation import Batch, Command, Member, Op
@@ -169,11 +169,8 @@ class Shelf:
 
     def _compare(self, named: Any) -> None:
         embedder = "" if isinstance(named, Exception) else embedder_in(named)
-        if embedder and self._embedder:
-            same = embedder == self._embedder
-            text = f"its vectors are by the embedder {embedder!r}, not {self._embedder!r}"
-            query.refuse_differences(self.index, [] if same else [text])
-            self._same_embedder = True
+        query.refuse_differences(self.index, embedder_differences(embedder, self._embedder))
+        self._same_embedder = self._same_embedder or bool(embedder)
 
     def _scanned(self, vector: Any, k: int, model: str) -> Op[list[Near] | OutOfReach]:
         """Return the nearest entries by comparing all there are."""

@@ -22,30 +22,31 @@ from typing import Any, Final, TypeVar
 from .. import errors
 from ..protocol import commands
 from ..protocol.operation import Batch, Command, Member, Now, Op
+from ..protocol.retry import PASSING
 from .entries import Found
 
 T = TypeVar("T")
 
-_AWAY: Final = (
-    *(errors.ConnectionError, errors.TimeoutError, errors.BusyError, errors.ClusterDownError),
-    *(errors.LoadingError, errors.MasterDownError, errors.MaxClientsError, errors.TryAgainError),
+_AWAY: Final[tuple[type[errors.RedisError], ...]] = (
+    errors.ConnectionError,
+    errors.TimeoutError,
+    *PASSING,
 )
 """The server cannot be reached, or does not answer anybody; to ask costs time."""
 
-TROUBLE: Final = (
+TROUBLE: Final[tuple[type[errors.RedisError], ...]] = (
     *(*_AWAY, errors.MisconfiguredError, errors.OutOfMemoryError, errors.ReadOnlyError),
     errors.SearchTimeoutError,
 )
 """What on_error="miss" forgives: the server is away, or in a state that passes. A refusal (wrong
 password, no permission) is the user's to see and always raises."""
 
-_ABORTS: Final = {"OOM", "READONLY", "MISCONF", "LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN"}
-
 
 def passes(error: object) -> bool:
     """Return whether an error is one that `TROUBLE` names, be it inside of a transaction."""
-    aborted = isinstance(error, errors.ExecAbortError) and error.code in _ABORTS
-    return aborted or isinstance(error, TROUBLE)
+    if isinstance(error, errors.ExecAbortError):  # its words are those of what was refused
+        error = errors.reply_error(error.message)
+    return isinstance(error, TROUBLE)
 
 
 _PAUSE: Final = 0.1  # seconds without asking after the first failure

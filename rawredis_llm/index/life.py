@@ -143,11 +143,9 @@ class Life(Bound[C_co]):
     def _compare(self, info: IndexInfo) -> Op[None]:
         differences = self.schema.differences(info, self.prefixes)
         embedder = (yield from read_manifest(info.name)) if self.embedder else ""
-        if embedder not in ("", self.embedder):
-            differences.append(
-                f"its vectors are by the embedder {embedder!r}, not {self.embedder!r}"
-            )
-        query.refuse_differences(self.name, differences)
+        query.refuse_differences(
+            self.name, differences + embedder_differences(embedder, self.embedder)
+        )
 
     @operation
     def wait_until_indexed(
@@ -255,6 +253,13 @@ def embedder_in(data: bytes | None) -> str:
     """Return the fingerprint that a manifest names, '' if there is none."""
     written = from_json(data)
     return str(written.get("embedder", "")) if isinstance(written, dict) else ""
+
+
+def embedder_differences(written: str, ours: str) -> list[str]:
+    """Return what is to be said where an index is for another embedder; '' is any."""
+    if not written or not ours or written == ours:
+        return []
+    return [f"its vectors are by the embedder {written!r}, not {ours!r}"]
 
 
 def read_manifest(name: str) -> Op[str]:
