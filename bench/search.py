@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from bench.conftest import RIVAL, Bare, Contender, Run, installed
+from bench.conftest import RIVAL, Bare, Contender, Outcome, Run, installed
 from rawredis_llm import Client, Numeric, Tag, Text, Vector, VectorIndex
 from rawredis_llm.protocol.operation import steps_of
 from rawredis_llm.protocol.resp import encode
@@ -314,3 +314,16 @@ def searchers(url: str) -> list[Searcher]:
     rivals: dict[str, type[_RedisPy | _RedisVL]] = {"redis": _RedisPy, "redisvl": _RedisVL}
     there = [make(url) for module, make in rivals.items() if installed(module)]
     return [_Floor(url), _FlatFloor(url), _Ours(url), _OursFlat(url), _OneByOne(url), *there]
+
+
+BESIDE = f"""\
+Ours / it: our time divided by the row's contender's, CPU (wall): 0.50 is half of it.
+{FLOOR}: the floor, for which nothing is encoded and nothing decoded."""
+
+
+def beside(outcome: Outcome) -> Iterator[list[str]]:
+    """Yield a scenario's rows of a table: ours beside each other contender."""
+    for name in outcome.samples:
+        ratio = outcome.ratio(OURS, name)
+        shown = "" if name == OURS else f"{ratio.cpu:.2f} ({ratio.wall:.2f})"
+        yield [*outcome.cells(name), shown]

@@ -25,8 +25,8 @@ import pytest
 
 import rawredis_llm
 from bench.caches import MODEL, RIVALS, Cacher, Question, Stock, Vectors, cachers
-from bench.conftest import Outcome, Race, Report, environment, installed
-from bench.search import FLOOR, OURS
+from bench.conftest import Race, Report, environment, installed
+from bench.search import BESIDE, beside
 from rawredis_llm import AsyncClient, Client, EmbeddedServer, LLMCache
 
 CACHES = Path(__file__).with_name("CACHES.md")
@@ -35,8 +35,7 @@ NEAR = 0.05  # cosine distance of a question from the entry that answers it
 QUESTIONS = 20  # in a sample, all different, so that nobody gains by remembering the last one
 LEGEND = f"""\
 Microseconds per lookup: median (least) of the rounds. CPU: the client process, user and system.
-Ours / it: our time divided by the row's contender's, CPU (wall): 0.50 is half of it.
-{FLOOR}: the floor, for which nothing is encoded and nothing decoded."""
+{BESIDE}"""
 HEAD = """\
 # What a lookup in a cache costs the client
 
@@ -44,14 +43,6 @@ Written by `pytest bench/test_caches.py --write-results`; `caches.py` says what 
 `conftest.py` how. Contenders took turns in short rounds, so the ratios hold better than the
 microseconds.
 """
-
-
-def rows(outcome: Outcome) -> Iterator[list[str]]:
-    """Yield a scenario's rows of the table: ours beside each other contender."""
-    for name in outcome.samples:
-        ratio = outcome.ratio(OURS, name)
-        shown = "" if name == OURS else f"{ratio.cpu:.2f} ({ratio.wall:.2f})"
-        yield [*outcome.cells(name), shown]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +95,7 @@ def report(pytestconfig: pytest.Config, client: Client, contenders: list[Cacher]
     there = [name for name, module in RIVALS.items() if installed(module)]
     packages = ["redis", "langchain-core"] if "langchain-redis" in there else ["redis"]
     packages = [*packages, *there] if there else []
-    report = Report(CACHES, HEAD, LEGEND, columns, rows, environment(client, packages))
+    report = Report(CACHES, HEAD, LEGEND, columns, beside, environment(client, packages))
     missing = [name for name in RIVALS if name not in there]
     report.notes += [f"{name} is not installed and took no part." for name in missing]
     if not all(getattr(contender, "has_json", True) for contender in contenders):

@@ -21,14 +21,13 @@ import numpy as np
 import pytest
 
 from bench.conftest import RIVAL, Outcome, Race, Report, environment, installed
-from bench.search import FLOOR, OURS, RIVALS, Documents, Searcher, searchers
+from bench.search import BESIDE, FLOOR, OURS, RIVALS, Documents, Searcher, beside, searchers
 from rawredis_llm import Client, EmbeddedServer, VectorIndex
 
 SEARCH = Path(__file__).with_name("SEARCH.md")
 LEGEND = f"""\
 Microseconds per operation: median (least) of the rounds. CPU: the client process, user and system.
-Ours / it: our time divided by the row's contender's, CPU (wall): 0.50 is half of it.
-{FLOOR}: the floor, for which nothing is encoded and nothing decoded."""
+{BESIDE}"""
 HEAD = """\
 # What loads and searches cost the client
 
@@ -39,11 +38,8 @@ microseconds.
 
 
 def rows(outcome: Outcome) -> Iterator[list[str]]:
-    """Yield a scenario's rows of the table: ours beside each other contender."""
-    for name in outcome.samples:
-        ratio = outcome.ratio(OURS, name)
-        shown = "" if name == OURS else f"{ratio.cpu:.2f} ({ratio.wall:.2f})"
-        yield [*outcome.cells(name), shown]
+    """Yield a scenario's rows of the table, and who took no part."""
+    yield from beside(outcome)
     for module, name in RIVALS.items():
         if not installed(module):
             yield [outcome.scenario, name, "not installed", "", ""]
