@@ -1,22 +1,120 @@
 """Chat history: one stream per session, ordered by the server, whole messages. No search module.
 
 The stream's key is `namespace:session` with `:` and `%` of the session percent-encoded, so that no
-session of one namespace is a session of another, and no two sessions share a key.
+session of one namespace is a session of another, and no two sessions share a key. An entry's field
+`message` is the message as JSON, in the form that chat models have it; `once` tells it from others,
+so that an append whose answer was lost can be sent again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
 
-from .errors import UnexpectedReplyError
-from .keys import from_json, key_segment, milliseconds, require_text, to_json
+from .conversation import windowed
+from .errors import OutcomeUnknownError, TimeoutError, UnexpectedReplyError  # noqa: A004
+from .keys import (
+    digest,
+    escape_glob,
+    from_json,
+    key_segment,
+    milliseconds,
+    require_text,
+    to_json,
+)
 from .protocol import commands
-from .protocol.operation import Batch, Bound, C_co, Command, Op, Plan, operation
+from .protocol.client import iterated
+from .protocol.operation import Batch, Bound, C_co, Call, Command, Op, Plan, Runnable, operation
+from .protocol.script import Script
 from .search.filters import whole_number
 
-__all__ = ["ChatHistory", "Message"]
+__all__ = ["ChatHistory", "ChatSessions", "Message", "Session"]
+
+_LOOK_BACK: Final = 100  # messages among which an append looks for itself
+_PAGE: Final = 256  # messages that one step of a search for roles reads
+_WATCHED: Final = 2000  # milliseconds that a watch waits in the server before it asks anew
+
+_APPEND: Final = Script("""
+local seen = {}
+if ARGV[1] ~= '0' then
+  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', ARGV[1])) do
+    if entry[2][3] == 'once' then seen[entry[2][4]] = entry[1] end
+  end
+end
+local ids = {}
+for i = 4, #ARGV, 2 do
+  local once = ARGV[i]
+  if not seen[once] then
+    seen[once] = redis.call('XADD', KEYS[1], '*', 'message', ARGV[i + 1], 'once', once)
+  end
+  ids[#ids + 1] = seen[once]
+end
+if ARGV[3] ~= '' then redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[3]) end
+if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return ids
+""")
+"""Appends messages, but those that are among the newest already, and gives the ids of all."""
+
+_EDIT: Final = Script("""
+local there = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
+if not there or there[2][2] ~= ARGV[2] then return 0 end
+local ttl = redis.call('PTTL', KEYS[1])
+local last
+local info = redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' then last = info[i + 1] end
+end
+local entries = redis.call('XRANGE', KEYS[1], '-', '+')
+redis.call('DEL', KEYS[1])
+for _, entry in ipairs(entries) do
+  if entry[1] == ARGV[1] then entry[2][2] = ARGV[3] end
+  redis.call('XADD', KEYS[1], entry[1], unpack(entry[2]))
+end
+redis.call('XSETID', KEYS[1], last)
+if ARGV[4] ~= '' then ttl = ARGV[4] end
+if tonumber(ttl) > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
+return 1
+""")
+"""Replaces a message if it is still the one that was read; a stream can only be written anew."""
+
+_REWIND: Final = Script("""
+local gone = 0
+for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+')) do
+  gone = gone + redis.call('XDEL', KEYS[1], entry[1])
+end
+return gone
+""")
+"""Deletes the messages after one."""
+
+_RESTORE: Final = Script("""
+if ARGV[1] == 'first' and redis.call('XLEN', KEYS[1]) > 0 then return 0 end
+for i = 3, #ARGV, 3 do
+  redis.call('XADD', KEYS[1], ARGV[i], 'message', ARGV[i + 1], 'once', ARGV[i + 2])
+end
+if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+return 1
+""")
+"""Appends messages under the ids that they had, at first only to a session without any."""
+
+_EXPIRE_IDLE: Final = Script("""
+local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
+local now = redis.call('TIME')
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' then
+    local last = tonumber(string.match(info[i + 1], '^%d+'))
+    if now[1] * 1000 + now[2] / 1000 - last >= tonumber(ARGV[1]) then
+      return redis.call('DEL', KEYS[1])
+    end
+  end
+end
+return 0
+""")
+"""Deletes a session if nothing was written to it for so many milliseconds."""
 
 
 @dataclass(slots=True)
@@ -24,7 +122,7 @@ class Message:
     """A message of a conversation. `id` and `created` (seconds since the epoch) are the server's.
 
     `content` is text or, as chat models have it, a list of parts; `extra` is all else that was
-    stored with it (name, tool calls, ...).
+    stored with it: name, tool_calls, tool_call_id, metadata, ...
     """
 
     role: str
@@ -33,12 +131,29 @@ class Message:
     created: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the message as it was given: `role`, `content` and what `extra` holds."""
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+@dataclass(slots=True)
+class Session:
+    """A session that there is, when something was last added to it (seconds since the epoch)."""
+
+    session: str
+    last_activity: float
+    count: int
+
 
 class ChatHistory(Bound[C_co]):
     """The messages of one session, in the order in which the server received them.
 
     `ttl` (seconds) is the whole session's and is renewed by each write. Beyond `max_messages` the
     oldest go. Sessions are exact: "u1", "U1" and " u1" are three.
+
+    An append whose answer was lost with the connection is sent again and not done twice. So it is
+    where the caller sends a message again that has an `id`: if the same one is among the newest
+    100, it is not added.
     """
 
     def __init__(
@@ -51,19 +166,24 @@ class ChatHistory(Bound[C_co]):
         max_messages: int | None = None,
     ) -> None:
         self._bind(client)
-        require_text("namespace", namespace)
+        self._namespace = require_text("namespace", namespace)
+        self._name(session)
+        self._px = milliseconds("ttl", ttl)
+        self._most = None if max_messages is None else whole_number("max_messages", max_messages)
+
+    def _name(self, session: str) -> None:
         if not require_text("session", session, empty=True):
             raise ValueError("session must not be empty")
         self.session = session
-        self.key = f"{namespace}:{key_segment(session)}"
-        self._px = milliseconds("ttl", ttl)
-        self._most = None if max_messages is None else whole_number("max_messages", max_messages)
+        self.key = f"{self._namespace}:{key_segment(session)}"
 
     @property
     def plan(self) -> ChatHistory[Plan]:
         """This history with methods that return ops, for `client.gather`."""
         planned: ChatHistory[Plan] = self._planned()
         return planned
+
+    # -- writing -----------------------------------------------------------------------------------
 
     @operation
     def add(self, /, role: str, content: Any, **extra: Any) -> Op[str]:
@@ -80,44 +200,290 @@ class ChatHistory(Bound[C_co]):
         return (yield from self._append([_body_of(message) for message in messages]))
 
     @operation
-    def messages(self, last: int | None = None) -> Command[list[Message]]:
-        """Return all messages, or the `last` so many, oldest first."""
-        if last is None:
-            return Command(("XRANGE", self.key, "-", "+"), _messages)
-        count = whole_number("last", last)
-        return Command(
-            ("XREVRANGE", self.key, "+", "-", "COUNT", count), lambda reply: _messages(reply)[::-1]
-        )
+    def edit(self, message_id: str, content: Any, /, **extra: Any) -> Op[bool]:
+        """Give a message other content, and what else is named; return whether it is there.
+
+        It keeps its id and its place. The server writes the whole session anew, in one step.
+        """
+        at = _message_id("message_id", message_id)
+        while True:
+            found = yield from Command(("XRANGE", self.key, at, at), _entries)
+            if not found:
+                return False
+            old = found[0][1][1]
+            message = _message(*found[0])
+            body, _ = _body(message.role, content, {**message.extra, **extra})
+            px = "" if self._px is None else self._px
+            if (yield from _EDIT([self.key], [at, old, body, px])):
+                return True
 
     @operation
-    def count(self) -> Command[int]:
-        """Return how many messages there are."""
-        return Command(("XLEN", self.key))
+    def delete(self, message_id: str) -> Op[bool]:
+        """Delete a message; return whether it was there."""
+        gone: int = yield from self._renewing(
+            ("XDEL", self.key, _message_id("message_id", message_id))
+        )
+        return gone > 0
+
+    @operation
+    def truncate(self, last: int | None = None, *, after: str | None = None) -> Op[int]:
+        """Delete all but the `last` so many messages, or those `after` an id; return how many."""
+        if (last is None) == (after is None):
+            raise TypeError("truncate takes either last or after")
+        if last is not None:
+            write: Any = ("XTRIM", self.key, "MAXLEN", whole_number("last", last, 0))
+        else:
+            write = _REWIND([self.key], [_message_id("after", after)])
+        gone: int = yield from self._renewing(write)
+        return gone
 
     @operation
     def clear(self) -> Op[bool]:
         """Delete this session's messages, and no other's; return whether there were any."""
         return (yield from commands.unlink([self.key])) > 0
 
-    def _append(self, bodies: list[str]) -> Op[list[str]]:
+    @operation
+    def fork(self, to_session: str) -> Op[ChatHistory[C_co]]:
+        """Copy all messages, with their ids, to a session without any; return its history.
+
+        Raises ValueError if there is such a session.
+        """
+        other: ChatHistory[C_co] = self._planned()
+        other.client = self.client
+        other._name(to_session)
+        steps = (("EXISTS", other.key), ("COPY", self.key, other.key))
+        taken, _ = yield from Batch(steps, atomic=True)
+        if taken:
+            raise ValueError(f"to_session: there is a session {to_session!r}")
+        if self._px is not None:
+            yield from commands.pexpire(other.key, self._px)
+        return other
+
+    def _append(self, bodies: list[tuple[str, str]]) -> Op[list[str]]:
         if not bodies:
             return []
-        trim = () if self._most is None else ("MAXLEN", "=", self._most)
-        batch: list[Command[Any]] = [
-            Command(("XADD", self.key, *trim, "*", "message", body), bytes.decode)
-            for body in bodies
+        drawn = os.urandom(8).hex()
+        once = [own or f"{drawn}{at}" for at, (_, own) in enumerate(bodies)]
+        args: list[Any] = [
+            "" if self._px is None else self._px,
+            "" if self._most is None else self._most,
         ]
-        if self._px is not None:
-            batch.append(commands.pexpire(self.key, self._px))
-        if len(batch) == 1:
-            return [(yield from batch[0])]
-        replies = yield from Batch(batch, atomic=True)
-        return replies[: len(bodies)]
+        for token, (body, _) in zip(once, bodies, strict=True):
+            args += [token, body]
+        look = _LOOK_BACK if any(own for _, own in bodies) else 0
+        try:
+            ids = yield from _APPEND([self.key], [look, *args])
+        except OutcomeUnknownError as error:
+            if isinstance(error, TimeoutError):  # the time is up
+                raise
+            ids = yield from _APPEND([self.key], [_LOOK_BACK + len(bodies), *args])
+        return [id_.decode() for id_ in ids]
+
+    def _renewing(self, write: Any) -> Op[Any]:
+        """Write, and renew the session's time to live."""
+        if self._px is None:
+            write = Command(write) if isinstance(write, tuple) else write
+            return (yield from write)
+        return (yield from Batch([write, commands.pexpire(self.key, self._px)], atomic=True))[0]
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    @operation
+    def messages(
+        self,
+        last: int | None = None,
+        *,
+        since: str | float | datetime | None = None,
+        roles: Collection[str] | None = None,
+    ) -> Runnable[list[Message]]:
+        """Return all messages, or the `last` so many, oldest first.
+
+        `since` is the id of a message, after which they come, or a time (seconds since the epoch,
+        or a datetime), from which on they were written. With `roles` only such messages count.
+        """
+        least = _since(since)
+        if last is not None:
+            whole_number("last", last)
+        if roles is not None:
+            if isinstance(roles, str) or not all(isinstance(role, str) for role in roles):
+                raise TypeError("roles must be a list of roles")
+            return self._of_roles(last, least, frozenset(roles))
+        if last is None:
+            return Command(("XRANGE", self.key, least, "+"), _messages)
+        return Command(
+            ("XREVRANGE", self.key, "+", least, "COUNT", last),
+            lambda reply: _messages(reply)[::-1],
+        )
+
+    def _of_roles(self, last: int | None, least: str, roles: frozenset[str]) -> Op[list[Message]]:
+        if last is None:
+            every = yield from Command(("XRANGE", self.key, least, "+"), _messages)
+            return [message for message in every if message.role in roles]
+        found: list[Message] = []
+        newest = "+"
+        while True:
+            args = ("XREVRANGE", self.key, newest, least, "COUNT", _PAGE)
+            page = yield from Command(args, _messages)
+            found += [message for message in page if message.role in roles]
+            if len(page) < _PAGE or len(found) >= last:
+                return found[:last][::-1]
+            newest = f"({page[-1].id}"
+
+    @operation
+    def window(
+        self, max_tokens: int, count: Callable[[Message], int] | None = None
+    ) -> Op[list[Message]]:
+        """Return the newest messages that fit into `max_tokens` together, oldest first.
+
+        System messages always stay. A call of tools and its results come together or not at all;
+        a result whose call is not in the history is left out. `count` says how many tokens a
+        message has (default: `conversation.tokens`, an estimate). Raises ValueError if the system
+        messages alone are too many.
+        """
+        limit = whole_number("max_tokens", max_tokens)
+        every = yield from self._planned().messages()
+        return windowed(every, limit, count)
+
+    @operation
+    def count(self) -> Command[int]:
+        """Return how many messages there are."""
+        return Command(("XLEN", self.key))
+
+    @iterated
+    def watch(self, since: str | float | datetime | None = None) -> Iterator[Message]:
+        """Iterate over messages as they are added, without end, waiting for each.
+
+        It begins with the next one, or after `since`, as in `messages`. Messages that were deleted
+        meanwhile are passed over.
+        """
+        client: Any = self.client
+        messages: Iterator[Message] = client.pages(partial(self._following, _before(since)))
+        return messages
+
+    def _following(self, begin: str | None, cursor: bytes) -> Op[tuple[bytes, list[Message]]]:
+        """Return the messages after a cursor, waiting for the first for a while."""
+        if cursor == b"0":
+            if begin is None:
+                top = ("XREVRANGE", self.key, "+", "-", "COUNT", 1)
+                newest = yield from Command(top, _entries)
+                begin = newest[0][0].decode() if newest else "0-0"
+            cursor = begin.encode()
+        args = ("XREAD", "COUNT", _PAGE, "BLOCK", _WATCHED, "STREAMS", self.key, cursor)
+        found = _messages((yield from Command(args, _of_one_stream)))
+        return (found[-1].id.encode() if found else cursor), found
+
+    # -- files -------------------------------------------------------------------------------------
+
+    @operation
+    def export(self, path: str | os.PathLike[str]) -> Op[int]:
+        """Write all messages to a file, as JSON Lines, oldest first; return how many.
+
+        A line has what the message was given, and `_id`, the server's id, by which `import_` knows
+        when it was written.
+        """
+        every: list[Message] = yield from self._planned().messages()
+        lines = [to_json("message", {**one.to_dict(), "_id": one.id}) for one in every]
+        yield from Call(_write_lines, path, lines)
+        return len(lines)
+
+    @operation
+    def import_(self, path: str | os.PathLike[str]) -> Op[int]:
+        """Read messages from JSON Lines into a session without any; return how many.
+
+        Lines that `export` wrote keep their ids, and so their times; others, dicts with `role` and
+        `content`, get new ones. Raises ValueError, before anything is written, for a line that is
+        no message, for ids that do not rise, and if there are messages already.
+        """
+        lines = yield from Call(_read_lines, path)
+        px = "" if self._px is None else self._px
+        drawn = os.urandom(8).hex()
+        for start in range(0, len(lines), 1000):
+            args: list[Any] = ["first" if not start else "", px]
+            for at, (id_, body, once) in enumerate(lines[start : start + 1000], start):
+                args += [id_, body, once or f"{drawn}{at}"]
+            if not (yield from _RESTORE([self.key], args)):
+                raise ValueError(f"the session {self.session!r} has messages already")
+        return len(lines)
 
 
-def _body_of(message: Message | Mapping[str, Any]) -> str:
+class ChatSessions(Bound[C_co]):
+    """The sessions of a namespace."""
+
+    def __init__(self, client: C_co, namespace: str = "chat") -> None:
+        self._bind(client)
+        self._prefix = f"{require_text('namespace', namespace)}:"
+
+    @property
+    def plan(self) -> ChatSessions[Plan]:
+        """These sessions with methods that return ops, for `client.gather`."""
+        planned: ChatSessions[Plan] = self._planned()
+        return planned
+
+    @operation
+    def list(self) -> Op[list[Session]]:
+        """Return all sessions that have messages, the one that was last active first."""
+        found: list[Session] = []
+
+        def look(keys: Sequence[bytes]) -> Op[None]:
+            steps: list[Any] = []
+            for key in keys:
+                steps.append(Command(("XREVRANGE", key, "+", "-", "COUNT", 1), _entries))
+                steps.append(("XLEN", key))
+            replies = yield from Batch(steps)
+            for key, newest, count in zip(keys, replies[::2], replies[1::2], strict=True):
+                if newest:
+                    name = _session_of(key.decode()[len(self._prefix) :])
+                    found.append(Session(name, _created(newest[0][0].decode()), count))
+
+        yield from self._each_page(look)
+        return sorted(found, key=lambda one: one.last_activity, reverse=True)
+
+    @operation
+    def delete(self, *, idle: float) -> Op[int]:
+        """Delete all sessions to which nothing was added for `idle` seconds; return how many.
+
+        One to which something is added meanwhile stays.
+        """
+        least = milliseconds("idle", idle)
+        gone = 0
+
+        def expire(keys: Sequence[bytes]) -> Op[None]:
+            nonlocal gone
+            gone += sum((yield from Batch([_EXPIRE_IDLE([key], [least]) for key in keys])))
+
+        yield from self._each_page(expire)
+        return gone
+
+    def _each_page(self, do: Callable[[Sequence[bytes]], Op[None]]) -> Op[None]:
+        """Do something with the keys of all sessions, page by page, each key once."""
+        exact = re.compile(re.escape(self._prefix.encode()) + rb"[^:]+")
+        pattern = escape_glob(self._prefix) + "*"
+        seen: set[bytes] = set()
+        cursor = b"0"
+        while True:
+            cursor, page = yield from commands.scan(cursor, pattern, 1000, "stream")
+            keys = [key for key in dict.fromkeys(page) if exact.fullmatch(key)]
+            fresh = [key for key in keys if key not in seen]
+            seen.update(fresh)
+            if fresh:
+                yield from do(fresh)
+            if cursor == b"0":
+                return
+
+
+def _session_of(segment: str) -> str:
+    """Return the session whose part of the key this is: what `key_segment` was given."""
+    return segment.replace("%3A", ":").replace("%25", "%")
+
+
+# -- what is sent and read ---------------------------------------------------------------------
+
+
+def _body_of(message: Message | Mapping[str, Any]) -> tuple[str, str]:
     if isinstance(message, Message):
-        return _body(message.role, message.content, message.extra)
+        if not message.extra.keys().isdisjoint(("role", "content")):
+            raise ValueError("a message's extra must not hold a role or content")
+        return _body(message.role, message.content, message.extra, message.id)
     if not isinstance(message, Mapping):
         raise TypeError(f"a message is a Message or a dict, not {type(message).__name__}")
     if "role" not in message or "content" not in message:
@@ -126,20 +492,111 @@ def _body_of(message: Message | Mapping[str, Any]) -> str:
     return _body(message["role"], message["content"], extra)
 
 
-def _body(role: str, content: Any, extra: Mapping[str, Any]) -> str:
+def _body(role: str, content: Any, extra: Mapping[str, Any], own: Any = "") -> tuple[str, str]:
+    """Return a message as it is stored, and what tells it from others, '' where it has no id."""
     require_text("role", role)
-    return to_json("message", {"role": role, "content": content, "extra": dict(extra)})
+    own = own or extra.get("id")
+    body = to_json("message", {"role": role, "content": content, **extra})
+    return body, digest(own, body) if isinstance(own, str) and own else ""
+
+
+_ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
+
+
+def _message_id(name: str, value: Any) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise ValueError(f"{name} must be a message's id, such as '1700000000000-0', not {value!r}")
+    return value
+
+
+def _since(since: Any) -> str:
+    """Return where a range begins."""
+    if since is None:
+        return "-"
+    return f"({_message_id('since', since)}" if isinstance(since, str) else f"{_moment(since)}-0"
+
+
+def _before(since: Any) -> str | None:
+    """Return the id after which a watch begins; None for the newest."""
+    if since is None:
+        return None
+    if isinstance(since, str):
+        return _message_id("since", since)
+    return f"{max(_moment(since) - 1, 0)}-{2**64 - 1}"
+
+
+def _moment(since: Any) -> int:
+    """Return a time in milliseconds since the epoch."""
+    seconds = since.timestamp() if isinstance(since, datetime) else since
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise TypeError("since must be a message's id, seconds since the epoch, or a datetime")
+    if not 0 <= seconds < 10**13:
+        raise ValueError(f"since: {seconds!r} is no time in seconds since the epoch")
+    return int(seconds * 1000)
+
+
+def _entries(reply: Any) -> list[tuple[bytes, list[bytes]]]:
+    if not isinstance(reply, list):
+        raise UnexpectedReplyError(f"XRANGE: a reply of unknown shape ({type(reply).__name__})")
+    return reply
+
+
+def _of_one_stream(reply: Any) -> Any:
+    """Return the entries in XREAD's reply, a map (RESP3) or a list of pairs (RESP2)."""
+    if reply is None:
+        return []
+    if isinstance(reply, dict) and len(reply) == 1:
+        return next(iter(reply.values()))
+    if isinstance(reply, list) and len(reply) == 1 and len(reply[0]) == 2:
+        return reply[0][1]
+    raise UnexpectedReplyError(f"XREAD: a reply of unknown shape ({type(reply).__name__})")
 
 
 def _messages(reply: Any) -> list[Message]:
-    if not isinstance(reply, list):
-        raise UnexpectedReplyError(f"XRANGE: a reply of unknown shape ({type(reply).__name__})")
-    return [_message(id_.decode(), commands.as_mapping(fields)) for id_, fields in reply]
+    return [_message(id_, fields) for id_, fields in _entries(reply)]
 
 
-def _message(id_: str, fields: Mapping[bytes, bytes]) -> Message:
-    body = from_json(fields.get(b"message"))
-    if not isinstance(body, dict) or "role" not in body:
-        raise UnexpectedReplyError(f"stream entry {id_} is not a message of ours")
-    created = int(id_.partition("-")[0]) / 1000
-    return Message(body["role"], body.get("content"), id_, created, body.get("extra", {}))
+def _message(id_: bytes, fields: Sequence[bytes]) -> Message:
+    name = id_.decode()
+    body = from_json(fields[1]) if fields and fields[0] == b"message" else None
+    if type(body) is not dict or "role" not in body:
+        raise UnexpectedReplyError(f"stream entry {name} is not a message of ours")
+    role, content = body.pop("role"), body.pop("content", None)
+    return Message(role, content, name, _created(name), body)
+
+
+def _created(id_: str) -> float:
+    return int(id_.partition("-")[0]) / 1000
+
+
+def _write_lines(path: str | os.PathLike[str], lines: Sequence[str]) -> None:
+    """Write a file beside its name, and give it the name when it is whole."""
+    aside = f"{os.fspath(path)}.part"
+    with open(aside, "w", encoding="utf-8", newline="\n") as file:  # noqa: PTH123 - any path
+        file.writelines(f"{line}\n" for line in lines)
+    os.replace(aside, path)  # noqa: PTH105 - any path
+
+
+def _read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
+    """Return the id ('*': a new one), the body and the token of each line's message."""
+    found: list[tuple[str, str, str]] = []
+    newest, new = (0, 0), False
+    with open(path, encoding="utf-8") as file:  # noqa: PTH123 - any path
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            message = from_json(line.strip())
+            try:
+                id_ = message.pop("_id", None) if isinstance(message, dict) else None
+                body, once = _body_of(message)
+                if id_ is not None:
+                    parts = _message_id("_id", id_).split("-")
+                    place = (int(parts[0]), int(parts[1]))
+                    if place <= newest or new:
+                        raise ValueError(f"its id {id_} is not above the one before it")
+                    newest = place
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
+            new = new or id_ is None
+            found.append(("*" if id_ is None else id_, body, once))
+    return found
