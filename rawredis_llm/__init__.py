@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from .protocol.script import Script as Script
     from .retriever import Document as Document
     from .retriever import Retriever as Retriever
+    from .router import Route as Route
+    from .router import Routing as Routing
+    from .router import SemanticRouter as SemanticRouter
     from .search.fields import Geo as Geo
     from .search.fields import GeoShape as GeoShape
     from .search.fields import Numeric as Numeric
@@ -41,7 +44,11 @@ if TYPE_CHECKING:
     from .search.schema import Vector as Vector
     from .semantic_cache import Lookup as Lookup
     from .semantic_cache import SemanticCache as SemanticCache
+    from .semantic_history import Recalled as Recalled
+    from .semantic_history import SemanticHistory as SemanticHistory
     from .server import EmbeddedServer as EmbeddedServer
+    from .sessions import ChatSessions as ChatSessions
+    from .sessions import Session as Session
     from .sync.client import Client as Client
     from .tiered_cache import TieredCache as TieredCache
     from .vector_index import Row as Row
@@ -64,11 +71,14 @@ _NAMES = {
     "protocol.retry": ("Retry",),
     "protocol.script": ("Script",),
     "retriever": ("Document", "Retriever"),
+    "router": ("Route", "Routing", "SemanticRouter"),
     "search.fields": ("Geo", "GeoShape", "Numeric", "Tag", "Text"),
     "search.filters": ("Filter", "Raw"),
     "search.schema": ("Schema", "Vector"),
     "semantic_cache": ("Lookup", "SemanticCache"),
+    "semantic_history": ("Recalled", "SemanticHistory"),
     "server": ("EmbeddedServer",),
+    "sessions": ("ChatSessions", "Session"),
     "sync.client": ("Client",),
     "tiered_cache": ("TieredCache",),
     "vector_index": ("Row", "SearchResult", "VectorIndex"),

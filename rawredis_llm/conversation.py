@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from .keys import to_json
 
-__all__ = ["tokens", "windowed"]
+__all__ = ["text_of", "tokens", "windowed"]
 
 
 class Said(Protocol):
@@ -73,6 +73,14 @@ def _counted(measure: Callable[[M], int], message: M) -> int:
     if isinstance(counted, bool) or not isinstance(counted, int) or counted < 0:
         raise TypeError(f"count must return a whole number of tokens, not {counted!r}")
     return counted
+
+
+def text_of(message: Said) -> str:
+    """Return the text of a message: its content, or those of its parts that are text."""
+    if isinstance(message.content, str):
+        return message.content
+    texts = [one.get("text") for one in _parts(message.content)]
+    return "\n".join(one for one in texts if isinstance(one, str))
 
 
 def calls(message: Said) -> list[str]:

@@ -20,7 +20,6 @@ from .conversation import windowed
 from .errors import OutcomeUnknownError, TimeoutError, UnexpectedReplyError  # noqa: A004
 from .keys import (
     digest,
-    escape_glob,
     from_json,
     key_segment,
     milliseconds,
@@ -33,7 +32,7 @@ from .protocol.operation import Batch, Bound, C_co, Call, Command, Op, Plan, Run
 from .protocol.script import Script
 from .search.filters import whole_number
 
-__all__ = ["ChatHistory", "ChatSessions", "Message", "Session"]
+__all__ = ["ChatHistory", "Message"]
 
 _LOOK_BACK: Final = 100  # messages among which an append looks for itself
 _PAGE: Final = 256  # messages that one step of a search for roles reads
@@ -101,21 +100,6 @@ return 1
 """)
 """Appends messages under the ids that they had, at first only to a session without any."""
 
-_EXPIRE_IDLE: Final = Script("""
-local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-local now = redis.call('TIME')
-for i = 1, #info, 2 do
-  if info[i] == 'last-generated-id' then
-    local last = tonumber(string.match(info[i + 1], '^%d+'))
-    if now[1] * 1000 + now[2] / 1000 - last >= tonumber(ARGV[1]) then
-      return redis.call('DEL', KEYS[1])
-    end
-  end
-end
-return 0
-""")
-"""Deletes a session if nothing was written to it for so many milliseconds."""
-
 
 @dataclass(slots=True)
 class Message:
@@ -134,15 +118,6 @@ class Message:
     def to_dict(self) -> dict[str, Any]:
         """Return the message as it was given: `role`, `content` and what `extra` holds."""
         return {"role": self.role, "content": self.content, **self.extra}
-
-
-@dataclass(slots=True)
-class Session:
-    """A session that there is, when something was last added to it (seconds since the epoch)."""
-
-    session: str
-    last_activity: float
-    count: int
 
 
 class ChatHistory(Bound[C_co]):
@@ -207,7 +182,7 @@ class ChatHistory(Bound[C_co]):
         """
         at = _message_id("message_id", message_id)
         while True:
-            found = yield from Command(("XRANGE", self.key, at, at), _entries)
+            found = yield from Command(("XRANGE", self.key, at, at), entries_of)
             if not found:
                 return False
             old = found[0][1][1]
@@ -309,21 +284,21 @@ class ChatHistory(Bound[C_co]):
                 raise TypeError("roles must be a list of roles")
             return self._of_roles(last, least, frozenset(roles))
         if last is None:
-            return Command(("XRANGE", self.key, least, "+"), _messages)
+            return Command(("XRANGE", self.key, least, "+"), messages_of)
         return Command(
             ("XREVRANGE", self.key, "+", least, "COUNT", last),
-            lambda reply: _messages(reply)[::-1],
+            lambda reply: messages_of(reply)[::-1],
         )
 
     def _of_roles(self, last: int | None, least: str, roles: frozenset[str]) -> Op[list[Message]]:
         if last is None:
-            every = yield from Command(("XRANGE", self.key, least, "+"), _messages)
+            every = yield from Command(("XRANGE", self.key, least, "+"), messages_of)
             return [message for message in every if message.role in roles]
         found: list[Message] = []
         newest = "+"
         while True:
             args = ("XREVRANGE", self.key, newest, least, "COUNT", _PAGE)
-            page = yield from Command(args, _messages)
+            page = yield from Command(args, messages_of)
             found += [message for message in page if message.role in roles]
             if len(page) < _PAGE or len(found) >= last:
                 return found[:last][::-1]
@@ -365,11 +340,11 @@ class ChatHistory(Bound[C_co]):
         if cursor == b"0":
             if begin is None:
                 top = ("XREVRANGE", self.key, "+", "-", "COUNT", 1)
-                newest = yield from Command(top, _entries)
+                newest = yield from Command(top, entries_of)
                 begin = newest[0][0].decode() if newest else "0-0"
             cursor = begin.encode()
         args = ("XREAD", "COUNT", _PAGE, "BLOCK", _WATCHED, "STREAMS", self.key, cursor)
-        found = _messages((yield from Command(args, _of_one_stream)))
+        found = messages_of((yield from Command(args, _of_one_stream)))
         return (found[-1].id.encode() if found else cursor), found
 
     # -- files -------------------------------------------------------------------------------------
@@ -406,90 +381,26 @@ class ChatHistory(Bound[C_co]):
         return len(lines)
 
 
-class ChatSessions(Bound[C_co]):
-    """The sessions of a namespace."""
-
-    def __init__(self, client: C_co, namespace: str = "chat") -> None:
-        self._bind(client)
-        self._prefix = f"{require_text('namespace', namespace)}:"
-
-    @property
-    def plan(self) -> ChatSessions[Plan]:
-        """These sessions with methods that return ops, for `client.gather`."""
-        planned: ChatSessions[Plan] = self._planned()
-        return planned
-
-    @operation
-    def list(self) -> Op[list[Session]]:
-        """Return all sessions that have messages, the one that was last active first."""
-        found: list[Session] = []
-
-        def look(keys: Sequence[bytes]) -> Op[None]:
-            steps: list[Any] = []
-            for key in keys:
-                steps.append(Command(("XREVRANGE", key, "+", "-", "COUNT", 1), _entries))
-                steps.append(("XLEN", key))
-            replies = yield from Batch(steps)
-            for key, newest, count in zip(keys, replies[::2], replies[1::2], strict=True):
-                if newest:
-                    name = _session_of(key.decode()[len(self._prefix) :])
-                    found.append(Session(name, _created(newest[0][0].decode()), count))
-
-        yield from self._each_page(look)
-        return sorted(found, key=lambda one: one.last_activity, reverse=True)
-
-    @operation
-    def delete(self, *, idle: float) -> Op[int]:
-        """Delete all sessions to which nothing was added for `idle` seconds; return how many.
-
-        One to which something is added meanwhile stays.
-        """
-        least = milliseconds("idle", idle)
-        gone = 0
-
-        def expire(keys: Sequence[bytes]) -> Op[None]:
-            nonlocal gone
-            gone += sum((yield from Batch([_EXPIRE_IDLE([key], [least]) for key in keys])))
-
-        yield from self._each_page(expire)
-        return gone
-
-    def _each_page(self, do: Callable[[Sequence[bytes]], Op[None]]) -> Op[None]:
-        """Do something with the keys of all sessions, page by page, each key once."""
-        exact = re.compile(re.escape(self._prefix.encode()) + rb"[^:]+")
-        pattern = escape_glob(self._prefix) + "*"
-        seen: set[bytes] = set()
-        cursor = b"0"
-        while True:
-            cursor, page = yield from commands.scan(cursor, pattern, 1000, "stream")
-            keys = [key for key in dict.fromkeys(page) if exact.fullmatch(key)]
-            fresh = [key for key in keys if key not in seen]
-            seen.update(fresh)
-            if fresh:
-                yield from do(fresh)
-            if cursor == b"0":
-                return
-
-
-def _session_of(segment: str) -> str:
-    """Return the session whose part of the key this is: what `key_segment` was given."""
-    return segment.replace("%3A", ":").replace("%25", "%")
-
-
 # -- what is sent and read ---------------------------------------------------------------------
 
 
-def _body_of(message: Message | Mapping[str, Any]) -> tuple[str, str]:
+def as_message(message: Message | Mapping[str, Any]) -> Message:
+    """Return a message that was given as a `Message` or a dict. Raises TypeError, ValueError."""
     if isinstance(message, Message):
         if not message.extra.keys().isdisjoint(("role", "content")):
             raise ValueError("a message's extra must not hold a role or content")
-        return _body(message.role, message.content, message.extra, message.id)
+        return message
     if not isinstance(message, Mapping):
         raise TypeError(f"a message is a Message or a dict, not {type(message).__name__}")
     if "role" not in message or "content" not in message:
         raise ValueError("a message needs role and content")
     extra = {key: value for key, value in message.items() if key not in ("role", "content")}
-    return _body(message["role"], message["content"], extra)
+    return Message(message["role"], message["content"], extra=extra)
+
+
+def _body_of(given: Message | Mapping[str, Any]) -> tuple[str, str]:
+    message = as_message(given)
+    return _body(message.role, message.content, message.extra, message.id)
 
 
 def _body(role: str, content: Any, extra: Mapping[str, Any], own: Any = "") -> tuple[str, str]:
@@ -535,7 +446,8 @@ def _moment(since: Any) -> int:
     return int(seconds * 1000)
 
 
-def _entries(reply: Any) -> list[tuple[bytes, list[bytes]]]:
+def entries_of(reply: Any) -> list[tuple[bytes, list[bytes]]]:
+    """Return the entries, ids and fields, in the reply of XRANGE."""
     if not isinstance(reply, list):
         raise UnexpectedReplyError(f"XRANGE: a reply of unknown shape ({type(reply).__name__})")
     return reply
@@ -552,8 +464,9 @@ def _of_one_stream(reply: Any) -> Any:
     raise UnexpectedReplyError(f"XREAD: a reply of unknown shape ({type(reply).__name__})")
 
 
-def _messages(reply: Any) -> list[Message]:
-    return [_message(id_, fields) for id_, fields in _entries(reply)]
+def messages_of(reply: Any) -> list[Message]:
+    """Return the messages in the reply of XRANGE."""
+    return [_message(id_, fields) for id_, fields in entries_of(reply)]
 
 
 def _message(id_: bytes, fields: Sequence[bytes]) -> Message:
@@ -562,10 +475,11 @@ def _message(id_: bytes, fields: Sequence[bytes]) -> Message:
     if type(body) is not dict or "role" not in body:
         raise UnexpectedReplyError(f"stream entry {name} is not a message of ours")
     role, content = body.pop("role"), body.pop("content", None)
-    return Message(role, content, name, _created(name), body)
+    return Message(role, content, name, created_at(name), body)
 
 
-def _created(id_: str) -> float:
+def created_at(id_: str) -> float:
+    """Return when a message was added, in seconds since the epoch, by its id."""
     return int(id_.partition("-")[0]) / 1000
 
 

@@ -7,50 +7,101 @@ neither see nor delete what is another's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, overload
+from typing import Any, Final, overload
 
 from .embedding import as_embedder
-from .errors import IndexNotFoundError
-from .keys import clear_entries, digest, from_json, require_text, to_json
+from .index.lazy import LazyIndex, owned_by
+from .keys import (
+    clear_entries,
+    digest,
+    distance_limit,
+    from_json,
+    milliseconds,
+    require_text,
+    to_json,
+)
 from .protocol.operation import Bound, C_co, Now, Op, Plan, operation
 from .retriever import Document
-from .search.fields import Tag
-from .search.filters import whole_number
-from .search.query import ensure_index, write_indexed
-from .search.schema import Vector
+from .search.fields import Numeric
+from .search.filters import Filter, number, whole_number
 from .vector_index import Row, VectorIndex
 
 __all__ = ["VectorMemory"]
 
 Turn = str | Mapping[str, Any]
 
+_OWN: Final = ("scope", "text", "turn", "created", "importance")
+_WEIGHTS: Final = ("nearness", "recency", "importance")
+
 
 class VectorMemory(Bound[C_co]):
-    """Remembers turns of conversations, and recalls those nearest to a text.
+    """Remembers turns of conversations, and recalls those that matter most for a text.
+
+    A turn's score is nearness x recency x importance, each to the power of its weight in `weights`
+    (default 1; 0: it does not count): nearness is the similarity, 0 to 1; recency halves with every
+    `half_life` seconds (None: it is 1); importance is given at `save`. Of a scope's turns the
+    oldest go beyond `capacity`, and each after `ttl` seconds (None: never).
 
     Given a client, it keeps an index named `memory`, created when first needed, of the size of the
     embedder's first vector; an embedder of another size needs an index of its own. Given a
-    `VectorIndex`, it uses that one, which must have the field `Tag("scope", case_sensitive=True)`.
+    `VectorIndex`, it uses that one, which must have the field `Tag("scope", case_sensitive=True)`,
+    with a `capacity` also `Numeric("created")`.
     """
 
     @overload
     def __init__(
-        self, index_or_client: VectorIndex[C_co], embedder: Any, *, scope: str, k: int = 4
+        self,
+        index_or_client: VectorIndex[C_co],
+        embedder: Any,
+        *,
+        scope: str,
+        k: int = 4,
+        half_life: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        capacity: int | None = None,
+        ttl: float | None = None,
     ) -> None: ...
     @overload
-    def __init__(self, index_or_client: C_co, embedder: Any, *, scope: str, k: int = 4) -> None: ...
-    def __init__(self, index_or_client: Any, embedder: Any, *, scope: str, k: int = 4) -> None:
+    def __init__(
+        self,
+        index_or_client: C_co,
+        embedder: Any,
+        *,
+        scope: str,
+        k: int = 4,
+        half_life: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        capacity: int | None = None,
+        ttl: float | None = None,
+    ) -> None: ...
+    def __init__(
+        self,
+        index_or_client: Any,
+        embedder: Any,
+        *,
+        scope: str,
+        k: int = 4,
+        half_life: float | None = None,
+        weights: Mapping[str, float] | None = None,
+        capacity: int | None = None,
+        ttl: float | None = None,
+    ) -> None:
         self._embedder = as_embedder(embedder)
-        self._scope = digest("memory", require_text("scope", scope), self._embedder.fingerprint)
+        self._scope = self._digest(scope)
         self._k = whole_number("k", k)
-        self._index: list[VectorIndex[Plan]] = []  # a list, so that copies bound to a plan share it
-        self._ready: list[bool] = []
+        milliseconds("half_life", half_life)
+        self._half_life = half_life
+        self._weights = _weights(weights)
+        self._capacity = None if capacity is None else whole_number("capacity", capacity)
+        milliseconds("ttl", ttl)
+        self._ttl = ttl
         if isinstance(index_or_client, VectorIndex):
-            tag = index_or_client.schema.fields.get("scope")
-            if not isinstance(tag, Tag) or not tag.case_sensitive:
-                raise ValueError('the index needs the field Tag("scope", case_sensitive=True)')
-            self._index.append(index_or_client.plan)
+            self._index = LazyIndex.over(index_or_client)
             index_or_client = index_or_client.client
+        else:
+            self._index = LazyIndex("memory", [Numeric("created"), Numeric("importance")])
+        if capacity is not None and not isinstance(self._index.fields.get("created"), Numeric):
+            raise ValueError('capacity: the index needs the field Numeric("created")')
         self._bind(index_or_client)
 
     @property
@@ -60,61 +111,124 @@ class VectorMemory(Bound[C_co]):
         return planned
 
     @operation
-    def save(self, inputs: Turn, outputs: Turn) -> Op[str]:
+    def save(
+        self,
+        inputs: Turn,
+        outputs: Turn,
+        *,
+        importance: float = 1.0,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Op[str]:
         """Remember a turn: what was put in and what came out, texts or dicts; return its id.
 
-        A turn of the same words replaces its predecessor.
+        A turn of the same words replaces its predecessor. `importance` is above 0, to 1. Of
+        `metadata`, which is found again with the turn, the index has what it has fields for.
         """
         said, answered = _turn("inputs", inputs), _turn("outputs", outputs)
-        turn = [*said.items(), *answered.items()]
-        text = "\n".join(f"{who}: {what}" for who, what in turn)
+        text = "\n".join(f"{who}: {what}" for who, what in [*said.items(), *answered.items()])
         data = to_json("inputs or outputs", {"inputs": said, "outputs": answered})
+        if not 0 < float(number(importance, "importance")) <= 1:
+            raise ValueError(f"importance must be above 0, to 1, not {importance!r}")
+        own = dict(metadata or {})
+        if taken := [name for name in own if name in (*_OWN, "inputs", "outputs", "metadata")]:
+            raise ValueError(f"metadata: {taken[0]!r} is a turn's own")
+        fields = {name: own[name] for name in own if name in self._index.fields}
+        fields |= {"scope": self._scope, "text": text, "turn": data, "importance": importance}
+        if own:
+            fields["metadata"] = to_json("metadata", own)
         vectors = yield from self._embedder.documents([text])
-        index = self._ensured(len(vectors[0]))
-        if not self._ready:
-            yield from ensure_index(index.name, (index.prefix,), index.schema)
-            self._ready.append(True)
         identity = f"{self._scope}:{digest(data)}"
-        fields = {"scope": self._scope, "text": text, "turn": data, "created": (yield from Now())}
-        write = index.load([identity], vectors, [fields])
-        yield from write_indexed(index.name, (index.prefix,), index.schema, write)
+        fields["created"] = yield from Now()
+        yield from self._index.write([identity], vectors, [fields], ttl=self._ttl)
+        if self._capacity is not None:
+            yield from self._trim(self._capacity)
         return identity
 
-    @operation
-    def load(self, query: str) -> Op[list[Document]]:
-        """Return the k turns nearest to a text, nearest first; [] if nothing was ever saved.
+    def _trim(self, capacity: int) -> Op[None]:
+        mine = owned_by(self._scope)
+        surplus = (yield from self._index.any.count(mine)) - capacity
+        if surplus > 0:
+            oldest = yield from self._index.matching(mine, [], sort_by="created", limit=surplus)
+            yield from self._index.any.delete([row.id for row in oldest])
 
-        A document's text is the turn's, its metadata `inputs`, `outputs` and `created`.
+    @operation
+    def load(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: Filter | None = None,  # noqa: A002 - the API's own name
+        max_distance: float | None = None,
+    ) -> Op[list[Document]]:
+        """Return the k turns that score highest for a text, best first; [] if none was ever saved.
+
+        Only turns that match `filter`, and up to `max_distance`, count. A document's text is the
+        turn's, its metadata `inputs`, `outputs`, `created`, `importance` and what was saved with
+        it; `score` is 0 to 1. Scored are the nearest 4 k turns, 20 at least.
         """
         require_text("query", query)
+        most = self._k if k is None else whole_number("k", k)
+        limit = None if max_distance is None else distance_limit("max_distance", max_distance)
+        condition = self._mine(filter)
         vectors = yield from self._embedder.queries([query])
-        index = self._ensured(len(vectors[0]))
-        try:
-            result = yield from index.search(
-                vectors[0],
-                self._k,
-                filter=Tag("scope") == self._scope,
-                return_fields=["text", "turn", "created"],
-            )
-        except IndexNotFoundError:
-            self._ready.clear()
-            return []
-        return [_document(row) for row in result.rows]
+        wanted = ["text", "turn", "created", "importance", "metadata"]
+        [rows] = yield from self._index.nearest(vectors[0], max(4 * most, 20), condition, wanted)
+        now = yield from Now()
+        found = [self._document(row, now) for row in rows if limit is None or row.distance <= limit]
+        return sorted(found, key=lambda one: one.score or 0.0, reverse=True)[:most]
 
     @operation
-    def clear(self) -> Op[int]:
-        """Forget every turn of this scope, and nothing else; return how many."""
-        prefix = f"{self._index[0].prefix if self._index else _PREFIX}{self._scope}:"
-        return (yield from clear_entries(prefix))
+    def forget(self, filter: Filter) -> Op[int]:  # noqa: A002 - the API's own name
+        """Forget this scope's turns that match a filter; return how many."""
+        if not isinstance(filter, Filter):
+            raise TypeError("filter must be a Filter; all turns go by clear()")
+        return (yield from self._index.forget(self._mine(filter)))
 
-    def _ensured(self, dim: int) -> VectorIndex[Plan]:
-        if not self._index:
-            fields = [Tag("scope", case_sensitive=True), Vector("vector", dim)]
-            self._index.append(VectorIndex(Plan(), "memory", fields, prefix=_PREFIX))
-        return self._index[0]
+    @operation
+    def clear(self, scope: str | None = None) -> Op[int]:
+        """Forget every turn of this scope, or of another, and nothing else; return how many."""
+        owner = self._scope if scope is None else self._digest(scope)
+        return (yield from clear_entries(f"{self._index.prefix}{owner}:"))
+
+    def _digest(self, scope: str) -> str:
+        return digest("memory", require_text("scope", scope), self._embedder.fingerprint)
+
+    def _mine(self, condition: Filter | None) -> Filter:
+        mine = owned_by(self._scope)
+        return mine if condition is None else mine & condition
+
+    def _document(self, row: Row, now: float) -> Document:
+        created, importance = (_number(row.fields.get(name)) for name in ("created", "importance"))
+        recency = 1.0
+        if self._half_life is not None and created is not None:
+            recency = 0.5 ** (max(now - created, 0.0) / self._half_life)
+        important = 1.0 if importance is None else importance
+        metadata = {**(from_json(row.fields.get("metadata")) or {}), "created": created}
+        metadata |= from_json(row.fields.get("turn")) or {}
+        metadata["importance"] = important
+        factors = zip((row.similarity or 0.0, recency, important), self._weights, strict=True)
+        score = 1.0
+        for factor, weight in factors:
+            score *= factor**weight
+        return Document(row.id, row.fields.get("text", ""), metadata, row.distance, score)
 
 
-_PREFIX = "memory:v:"
+def _weights(weights: Mapping[str, float] | None) -> list[float]:
+    given = dict(weights or {})
+    if unknown := given.keys() - set(_WEIGHTS):
+        raise ValueError(f"weights are of {', '.join(_WEIGHTS)}, not of {min(unknown)!r}")
+    found = [float(number(given.get(name, 1.0), f"weights: {name}")) for name in _WEIGHTS]
+    if min(found) < 0:
+        raise ValueError("weights must be 0 or above")
+    return found
+
+
+def _number(value: Any) -> float | None:
+    """Return a stored number, which comes as text where the index has no such field."""
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return None
 
 
 def _turn(name: str, turn: Turn) -> dict[str, Any]:
@@ -126,9 +240,3 @@ def _turn(name: str, turn: Turn) -> dict[str, Any]:
     if not turn:
         raise ValueError(f"{name} must not be empty")
     return {require_text(name, key): value for key, value in turn.items()}
-
-
-def _document(row: Row) -> Document:
-    turn = from_json(row.fields.get("turn")) or {}
-    created = float(row.fields.get("created", "nan"))
-    return Document(row.id, row.fields.get("text", ""), {**turn, "created": created}, row.distance)

@@ -169,10 +169,11 @@ def test_writes_of_many_steps_walk_together(redis: Redis, app: Application) -> N
     assert found.round_trips == 1
     assert found.commands == {
         "SET": 5,
-        "MULTI": 6,
-        "EXEC": 6,
+        "MULTI": 5,
+        "EXEC": 5,
         "DEL": 6,
         "HSET": 6,
+        "EVALSHA": 1,
         "XADD": 2,
         "FT.CREATE": 6,
         "FT.SEARCH": 1,  # whether what the memory saved is indexed

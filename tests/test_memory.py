@@ -63,7 +63,7 @@ def test_what_was_said_is_found_nearest_first(redis: Redis) -> None:
     assert first.text == "input: my cat is called Tom\noutput: what a nice cat"
     assert first.metadata["outputs"] == {"output": "what a nice cat"}
     assert abs(first.metadata["created"] - time()) < 60
-    assert set(first.metadata) == {"inputs", "outputs", "created"}
+    assert set(first.metadata) == {"inputs", "outputs", "created", "importance"}
     assert 0 < found[0].distance < found[1].distance
 
 
