@@ -90,13 +90,14 @@ class VectorIndex(Transfer[C_co]):
         (ef_runtime, phonetic, ...) are not known. Raises IndexNotFoundError, and ValueError for an
         index that has no vector field, more than one, or a field of unknown kind.
         """
-        return client.run(_opened(client, name))
+        return client.run(opening(client, name))
 
 
 _OWN = ("name", "prefix", "embedder")
 
 
-def _opened(client: Any, name: str) -> Op[VectorIndex[Any]]:
+def opening(client: Any, name: str) -> Op[VectorIndex[Any]]:
+    """Return the index of this name, bound to a client, in an op of its own."""
     info = yield from query.info(name)
     embedder = yield from read_manifest(info.name)
     schema = Schema.from_info(info)

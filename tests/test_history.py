@@ -104,7 +104,7 @@ WHOLE: list[dict[str, Any]] = [
 def test_a_message_comes_back_whole(redis: Redis, message: dict[str, Any]) -> None:
     extra = {name: value for name, value in message.items() if name not in ("role", "content")}
     expected = Message(message["role"], message["content"], extra=extra)
-    ways = {
+    ways: dict[str, Callable[[ChatHistory[Any]], Any]] = {
         "by add": lambda history: history.add(message["role"], message["content"], **extra),
         "as a dict": lambda history: history.add_many([message]),
         "as a Message": lambda history: history.add_many([expected]),

@@ -143,6 +143,17 @@ class BaseClient:
         if failure is not None:
             failure.__context__ = None
             raise failure
+        self._begin()
+
+    @classmethod
+    def like(cls, other: BaseClient) -> Self:
+        """Return a client of this kind with the settings of another, sync or asyncio; no I/O."""
+        client = cls.__new__(cls)
+        client._settings = other._settings  # noqa: SLF001 - the same class
+        client._begin()  # noqa: SLF001 - the same class
+        return client
+
+    def _begin(self) -> None:
         self._timeout = self._settings.timeout
         self._retry = self._settings.retry
         self._pushes = self._settings.pushes

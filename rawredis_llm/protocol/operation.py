@@ -407,11 +407,15 @@ class Bound(Generic[C_co]):
         if not isinstance(client, (Runner, AsyncRunner, Plan)):
             raise TypeError(f"client must be a Client or an AsyncClient, not {client!r}")
 
+    def bound_to(self, client: Any) -> Any:
+        """Return this object with another client of the same server, whatever its colour."""
+        bound = copy.copy(self)
+        bound._bind(client)  # noqa: SLF001 - the same class
+        return bound
+
     def _planned(self) -> Any:
         """Return this object bound to `PLAN`; each class's `plan` gives it its type."""
-        planned = copy.copy(self)
-        planned.client = PLAN  # type: ignore[assignment]  # the copy has another C_co
-        return planned
+        return self.bound_to(PLAN)
 
 
 if TYPE_CHECKING:
