@@ -55,8 +55,7 @@ def read_schema(given: Any) -> tuple[dict[str, Field], dict[str, Any]]:
         elif kind in _KINDS:
             if kind == "tag":
                 plain.setdefault("separator", ",")
-            field = found[plain["name"]] = _KINDS[kind](**plain)
-            del field
+            found[plain["name"]] = _KINDS[kind](**plain)
         else:
             raise ValueError(f"a field is text, tag, numeric or vector, not {kind!r}")
     return found, vector
@@ -135,6 +134,8 @@ def indexable(field: Field, value: Any) -> Any:
         value = None if value is None or isinstance(value, (list, dict)) else str(value)
     if isinstance(field, Tag) and isinstance(value, (int, float)):
         value = str(value)
+    if isinstance(field, Tag) and isinstance(value, str) and field.separator in value:
+        value = [label.strip() for label in value.split(field.separator) if label.strip()]
     try:
         return None if value is None else (field.stored(value), value)[1]
     except (TypeError, ValueError):

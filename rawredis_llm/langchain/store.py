@@ -67,7 +67,9 @@ class RedisStore(Linked, ByteStore):
                 seen.add(key)
                 yield self._name(key)
 
-    async def ayield_keys(self, *, prefix: str | None = None) -> AsyncIterator[str]:
+    async def ayield_keys(  # pyright: ignore[reportIncompatibleMethodOverride] - as all others
+        self, *, prefix: str | None = None
+    ) -> AsyncIterator[str]:
         """Iterate over the keys, or those that begin so, each once, in no order."""
         seen: set[bytes] = set()
         async for key in self.link.aio.scan(self._pattern(prefix), count=1000):

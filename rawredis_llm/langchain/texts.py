@@ -1,0 +1,466 @@
+"""What LangChain's vector store holds: texts with metadata, written, read and deleted.
+
+A document is a hash `doc:<index>:<id>` with its text, its vector, all of its metadata as JSON, and
+beside that what of the metadata can be filtered by. The index is created, of the size of the first
+vector, when the first texts are added; names of metadata that come later are added to it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from langchain_core.documents import Document
+from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import VectorStore
+
+from ..embedding import as_embedder
+from ..errors import IndexMismatchError, IndexNotFoundError, ReplyError
+from ..keys import from_json, key_segment, milliseconds, to_json
+from ..protocol import commands
+from ..protocol.operation import Op, Plan
+from ..search import query as search
+from ..search.fields import Field, Text
+from ..search.filters import Filter
+from ..search.schema import Vector
+from ..vector_index import Row, VectorIndex, opening
+from .fields import indexable, inferred, plain_options, read_schema, written_schema
+from .link import Link, Linked, first
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["RedisConfig", "StoredTexts"]
+
+METADATA = "_metadata_json"
+_CONTENTS = ("content", "text")  # names of the text's field, here and in stores of others
+
+
+class RedisConfig(dict[str, Any]):
+    """The parameters of a `RedisVectorStore`, given at once as its `config`."""
+
+    def __init__(self, **parameters: Any) -> None:
+        super().__init__(parameters)
+
+
+class static_too:  # noqa: N801 - it is used as a decorator
+    """A method that may be called on the class as well; then `self` is the class."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return partial(self._function, owner if instance is None else instance)
+
+
+class StoredTexts(Linked, VectorStore):
+    """A vector store without its searches; see `RedisVectorStore`."""
+
+    def __init__(  # noqa: PLR0917 - the older class's order
+        self,
+        embeddings: Any = None,
+        index_name: Any = None,
+        embedding: Embeddings | None = None,
+        index_schema: Any = None,
+        vector_schema: Mapping[str, Any] | None = None,
+        relevance_score_fn: Callable[[float], float] | None = None,
+        key_prefix: str | None = None,
+        *,
+        config: Mapping[str, Any] | None = None,
+        redis_url: str | None = None,
+        client: Any = None,
+        redis_client: Any = None,
+        metadata_schema: Any = None,
+        indexing_algorithm: str | None = None,
+        distance_metric: str | None = None,
+        vector_datatype: str | None = None,
+        ttl: float | None = None,
+    ) -> None:
+        if isinstance(index_name, Mapping):  # the second argument of (embeddings, config)
+            config, index_name = index_name, None
+        if config is not None:
+            given = {"index_name": index_name, "redis_url": redis_url, "client": client, "ttl": ttl}
+            merged = {**{k: v for k, v in given.items() if v is not None}, **config}
+            StoredTexts.__init__(self, embeddings, embedding=embedding, **merged)
+            return
+        if isinstance(embeddings, str):  # the older order
+            embeddings, redis_url = None, first(embeddings, redis_url, of="redis_url")
+        self._embeddings = first(embeddings, embedding, of="embeddings and embedding")
+        if self._embeddings is None:
+            raise TypeError("a RedisVectorStore needs embeddings")
+        self._embedder = as_embedder(self._embeddings)
+        self.link = Link(first(client, redis_client, of="client and redis_client"), redis_url)
+        self.index_name: str = uuid4().hex if index_name is None else index_name
+        prefix = f"doc:{key_segment(self.index_name)}" if key_prefix is None else key_prefix
+        self.key_prefix = prefix.removesuffix(":")
+        self.relevance_score_fn = relevance_score_fn
+        milliseconds("ttl", ttl)
+        self._ttl = ttl
+        schema = first(index_schema, metadata_schema, of="index_schema and metadata_schema")
+        fields, vector = ({}, {}) if schema is None else read_schema(schema)
+        named = {"algorithm": indexing_algorithm, "metric": distance_metric}
+        named |= {"dtype": vector_datatype, **(vector_schema or {})}
+        vector = {"name": "content_vector", **plain_options(vector or named)}
+        vector.pop("dim", None)  # the first vector tells
+        self._vector = vector
+        self._grows = schema is None
+        self._fields: dict[str, Field] = {"content": Text("content"), **fields}
+        self._content = "content"
+        self._index: VectorIndex[Plan] | None = None
+        Vector(dim=1, **vector)  # so that what is wrong with it is said now
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """The embeddings."""
+        found: Embeddings = self._embeddings
+        return found
+
+    # -- the index ---------------------------------------------------------------------------------
+
+    def _made(self, dim: int) -> VectorIndex[Plan]:
+        fields = [*self._fields.values(), Vector(dim=dim, **self._vector)]
+        named = self._embedder.fingerprint or None
+        prefix = f"{self.key_prefix}:"
+        return VectorIndex(Plan(), self.index_name, fields, prefix=prefix, embedder=named)
+
+    def _open(self) -> Op[VectorIndex[Plan] | None]:
+        """Return the index as it is on the server; None if there is none."""
+        if self._index is not None:
+            return self._index
+        try:
+            index: VectorIndex[Plan] = yield from opening(Plan(), self.index_name)
+        except IndexNotFoundError:
+            return None
+        named = self._embedder.fingerprint
+        if index.embedder and named and index.embedder != named:
+            raise IndexMismatchError(
+                f"index {self.index_name!r} is for vectors by {index.embedder!r}, not {named!r}"
+            )
+        if index.prefix != f"{self.key_prefix}:":
+            raise IndexMismatchError(
+                f"index {self.index_name!r} has the prefix {index.prefix!r}, not"
+                f" {self.key_prefix + ':'!r}: give it as key_prefix"
+            )
+        fields = index.schema.fields
+        self._content = next((name for name in _CONTENTS if name in fields), self._content)
+        self._index = index
+        return index
+
+    def _ready(self, dim: int, metadatas: Sequence[Mapping[str, Any]]) -> Op[VectorIndex[Plan]]:
+        """Return the index, created if need be, with fields for what metadata holds."""
+        index = yield from self._open()
+        if index is None:
+            if self._grows:
+                self._fields |= inferred(metadatas, self._taken(self._fields))
+            index = self._made(dim)
+            yield from index.create(exist_ok=True)
+            self._index = index
+            return index
+        new = inferred(metadatas, self._taken(index.schema.fields)) if self._grows else {}
+        if new:
+            try:
+                yield from index.alter(list(new.values()))
+            except ReplyError:  # another process may have been faster
+                self._index = None
+                index = yield from self._open()
+                if index is None or not index.schema.fields.keys() >= new.keys():
+                    raise
+        return index
+
+    def _taken(self, fields: Mapping[str, Field]) -> dict[str, Field]:
+        """Return the fields that there are, ours and those of no use to the server among them."""
+        own = dict.fromkeys((self._vector["name"], METADATA), self._fields["content"])
+        return {**own, **fields}
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def add_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Add texts; return their ids, which are made where none are given.
+
+        A text replaces whole what was under its id. `options`: `keys` (ids by their older name; a
+        key of this store stands for its id), `embeddings` (ready vectors, shape (n, dim)), `ttl`
+        (seconds; default: the store's), `batch_size` (texts in one write, default 500). Raises
+        ValueError or TypeError, before anything is sent, for metadata that JSON does not have.
+        """
+        return self.link.run(self._add(texts, metadatas, ids, **options))
+
+    async def aadd_texts(
+        self,
+        texts: Iterable[str],
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: Sequence[str | None] | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Do what `add_texts` does."""
+        return await self.link.arun(self._add(texts, metadatas, ids, **options))
+
+    def _add(
+        self,
+        texts: Iterable[str],
+        metadatas: Sequence[Mapping[str, Any]] | None,
+        ids: Sequence[str | None] | None,
+        *,
+        keys: Sequence[str] | None = None,
+        embeddings: Any = None,
+        ttl: float | None = None,
+        batch_size: int = 500,
+    ) -> Op[list[str]]:
+        said = list(texts)
+        beside: Sequence[Mapping[str, Any]] = [{}] * len(said) if metadatas is None else metadatas
+        chosen = first(ids, keys, of="ids and keys")
+        given = [None] * len(said) if chosen is None else list(chosen)
+        for name, values in (("metadatas", beside), ("ids", given), ("embeddings", embeddings)):
+            if values is not None and len(values) != len(said):
+                raise ValueError(f"{name}: {len(values)} for {len(said)} texts")
+        if not all(isinstance(one, str) for one in said):
+            raise TypeError("texts must be texts")
+        metadata = [to_json("metadatas", dict(one)) for one in beside]
+        if not said:
+            return []
+        names = [uuid4().hex if one is None else self._id(one) for one in given]
+        vectors = embeddings
+        if vectors is None:
+            vectors = yield from self._embedder.documents(said)
+        index = yield from self._ready(len(vectors[0]), beside)
+        kept = dict(index.schema.fields)
+        kept.pop(index.schema.vector.name)
+        kept.pop(self._content, None)
+        columns: dict[str, Sequence[Any]] = {self._content: said, METADATA: metadata}
+        for name, field in kept.items():
+            column = [indexable(field, one.get(name)) for one in beside]
+            if any(value is not None for value in column):
+                columns[name] = column
+        lasts = self._ttl if ttl is None else ttl
+        # What stands twice under one id: the last of them stays.
+        last = {name: at for at, name in enumerate(names)}
+        if len(last) < len(names):
+            order = list(last.values())
+            vectors = [vectors[at] for at in order]
+            columns = {name: [column[at] for at in order] for name, column in columns.items()}
+        load = index.load(list(last), vectors, columns, ttl=lasts, batch_size=batch_size)
+        yield from search.write_indexed(index.name, index.prefixes, index.schema, load)
+        return names
+
+    def _id(self, given: str) -> str:
+        """Return a document's id, also where its whole key was given."""
+        if not isinstance(given, str):
+            raise TypeError(f"an id must be a str, not {type(given).__name__}")
+        return given.removeprefix(f"{self.key_prefix}:")
+
+    @classmethod
+    def from_texts_return_keys(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        index_name: str | None = None,
+        **options: Any,
+    ) -> tuple[Self, list[str]]:
+        """Return a store with these texts in it, and their keys. `options`: see `from_texts`."""
+        store, adding = cls._opened(embedding, index_name, options)
+        ids = store.add_texts(texts, metadatas, **adding)
+        return store, [f"{store.key_prefix}:{one}" for one in ids]
+
+    @classmethod
+    def from_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return a store with these texts in it; `options` are the store's and `add_texts`'s."""
+        store, adding = cls._opened(embedding, None, options)
+        store.add_texts(texts, metadatas, ids=ids, **adding)
+        return store
+
+    @classmethod
+    async def afrom_texts(
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        *,
+        ids: list[str] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Do what `from_texts` does."""
+        store, adding = cls._opened(embedding, None, options)
+        await store.aadd_texts(texts, metadatas, ids=ids, **adding)
+        return store
+
+    @classmethod
+    def _opened(
+        cls, embedding: Embeddings, index_name: str | None, options: dict[str, Any]
+    ) -> tuple[Self, dict[str, Any]]:
+        """Return a store, and what of the options is for adding texts to it."""
+        adding = ("keys", "embeddings", "batch_size")
+        own = {name: value for name, value in options.items() if name not in adding}
+        if index_name is not None:
+            own["index_name"] = index_name
+        return cls(embedding, **own), {name: options[name] for name in adding if name in options}
+
+    @classmethod
+    def from_existing_index(
+        cls,
+        embedding: Embeddings,
+        index_name: str,
+        schema: Any = None,
+        key_prefix: str | None = None,
+        **options: Any,
+    ) -> Self:
+        """Return the store of an index that there is. Raises ValueError if there is none.
+
+        Its fields are those that the server tells of; `schema` is accepted, and not needed.
+        """
+        if schema is not None:
+            read_schema(schema)
+        store = cls(embedding, index_name, key_prefix=key_prefix, **options)
+        if key_prefix is None:
+            store.key_prefix = store.link.run(_prefix_of(index_name)).removesuffix(":")
+        if store.link.run(store._open()) is None:
+            raise ValueError(f"there is no index {index_name!r}")
+        return store
+
+    # -- reading and deleting ----------------------------------------------------------------------
+
+    def get_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Return the documents that there are of these ids, in order."""
+        return self.link.run(self._get(ids))
+
+    async def aget_by_ids(self, ids: Sequence[str], /) -> list[Document]:
+        """Do what `get_by_ids` does."""
+        return await self.link.arun(self._get(ids))
+
+    def _get(self, ids: Sequence[str]) -> Op[list[Document]]:
+        index = yield from self._open()
+        if index is None:
+            return []
+        rows = yield from index.get([self._id(one) for one in ids])
+        return [self._document(row) for row in rows if row is not None]
+
+    def _document(self, row: Row, *, metadata: bool = True) -> Document:
+        text = row.fields.get(self._content, "")
+        kept = from_json(row.fields.get(METADATA)) if metadata else {}
+        if not isinstance(kept, dict):
+            kept = {name: v for name, v in row.fields.items() if name != self._content}
+        return Document(str(text), id=row.id, metadata=kept)
+
+    @static_too  # pyright: ignore[reportIncompatibleMethodOverride] - it can be called so, too
+    def delete(self: Any, ids: Sequence[str] | None = None, **where: Any) -> bool:
+        """Delete documents by id, if they are there; return True.
+
+        `RedisVectorStore.delete(keys, redis_url=...)`, on the class, deletes keys. Raises
+        ValueError without ids: all go by `drop_index(delete_documents=True)`.
+        """
+        if isinstance(self, type):
+            link = Link(where.pop("client", None), where.pop("redis_url", None), **where)
+            link.run(commands.unlink(_given(ids)))
+            link.sync.close()
+            return True
+        store: StoredTexts = self
+        store.link.run(store._unlinked(_given(ids), **where))
+        return True
+
+    async def adelete(self, ids: Sequence[str] | None = None, **kwargs: Any) -> bool:
+        """Delete documents by id, if they are there; return True."""
+        await self.link.arun(self._unlinked(_given(ids), **kwargs))
+        return True
+
+    def _unlinked(self, ids: Sequence[str]) -> Op[None]:
+        keys = [f"{self.key_prefix}:{self._id(one)}" for one in ids]
+        for start in range(0, len(keys), 1000):
+            yield from commands.unlink(keys[start : start + 1000])
+
+    def forget(self, condition: Filter) -> Op[int]:
+        """Return the op that deletes the documents which match a filter; its value: how many."""
+        index = yield from self._open()
+        if (
+            index is None
+            or not {name for name, _ in condition.fields} <= index.schema.fields.keys()
+        ):
+            return 0
+        return (yield from index.delete_where(condition))
+
+    @static_too
+    def drop_index(
+        self: Any,
+        index_name: str | None = None,
+        delete_documents: bool = False,  # noqa: FBT001, FBT002 - as LangChain has it
+        **where: Any,
+    ) -> bool:
+        """Drop this store's index, its documents only if told so; return whether there was one.
+
+        `RedisVectorStore.drop_index(index_name, delete_documents, redis_url=...)` drops any.
+        """
+        if isinstance(self, type):
+            if not index_name:
+                raise ValueError("index_name: which index is to be dropped?")
+            link = Link(where.pop("client", None), where.pop("redis_url", None), **where)
+            index: VectorIndex[Plan] = VectorIndex(Plan(), index_name, [Vector("v", 1)])
+            try:
+                link.run(index.drop(delete_documents))
+            except IndexNotFoundError:
+                return False
+            finally:
+                link.sync.close()
+            return True
+        store: StoredTexts = self
+        if index_name not in (None, store.index_name):
+            raise ValueError(f"index_name: this is the store of {store.index_name!r}")
+        try:
+            store.link.run(store._made(1).drop(delete_documents))
+        except IndexNotFoundError:
+            return False
+        finally:
+            store._index = None
+        return True
+
+    @property
+    def schema(self) -> dict[str, list[dict[str, Any]]]:
+        """The fields by kind, as `index_schema` takes them."""
+        if self._index is not None:
+            return written_schema(self._index.schema.fields.values())
+        schema = written_schema(self._fields.values())
+        vector = Vector(dim=1, **self._vector)
+        described = written_schema([vector])["vector"][0]
+        del described["dims"]
+        return {**schema, "vector": [described]}
+
+    def write_schema(self, path: str | os.PathLike[str]) -> None:
+        """Write the schema to a YAML file."""
+        import yaml  # noqa: PLC0415 - langchain-core brings it, and few need it
+
+        with open(path, "w", encoding="utf-8") as file:  # noqa: PTH123 - any path
+            yaml.safe_dump(self.schema, file, allow_unicode=True)
+
+
+def _given(ids: Sequence[str] | None) -> list[str]:
+    if ids is None or isinstance(ids, str):
+        raise ValueError("ids must be a list; all go by drop_index(delete_documents=True)")
+    return list(ids)
+
+
+def _prefix_of(name: str) -> Op[str]:
+    """Return the prefix of an index that there is. Raises ValueError."""
+    try:
+        info = yield from search.info(name)
+    except IndexNotFoundError:
+        raise ValueError(f"there is no index {name!r}") from None
+    if len(info.prefixes) != 1:
+        raise ValueError(f"index {name!r} has {len(info.prefixes)} prefixes, not one")
+    return str(info.prefixes[0])
