@@ -360,8 +360,10 @@ class StoredTexts(Linked, VectorStore):
             kept = {name: v for name, v in row.fields.items() if name != self._content}
         return Document(str(text), id=row.id, metadata=kept)
 
-    @static_too  # pyright: ignore[reportIncompatibleMethodOverride] - it can be called so, too
-    def delete(self: Any, ids: Sequence[str] | None = None, **where: Any) -> bool:
+    @static_too
+    def delete(  # pyright: ignore[reportIncompatibleMethodOverride] - it can be called so, too
+        self: Any, ids: Sequence[str] | None = None, **where: Any
+    ) -> bool:
         """Delete documents by id, if they are there; return True.
 
         `RedisVectorStore.delete(keys, redis_url=...)`, on the class, deletes keys. Raises
