@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .caches import RedisCache as RedisCache
-    from .caches import RedisSemanticCache as RedisSemanticCache
     from .filters import RedisFilter as RedisFilter
     from .filters import RedisNum as RedisNum
     from .filters import RedisTag as RedisTag
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from .history import RedisChatMessageHistory as RedisChatMessageHistory
     from .memory import VectorStoreRetrieverMemory as VectorStoreRetrieverMemory
     from .retriever import RedisVectorStoreRetriever as RedisVectorStoreRetriever
+    from .semantic import RedisSemanticCache as RedisSemanticCache
     from .store import RedisStore as RedisStore
     from .streaming import cached_stream as cached_stream
     from .vectorstore import Redis as Redis
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from .vectorstore import RedisVectorStore as RedisVectorStore
 
 _NAMES = {
-    "caches": ("RedisCache", "RedisSemanticCache"),
+    "caches": ("RedisCache",),
     "filters": ("RedisFilter", "RedisNum", "RedisTag", "RedisText"),
     "history": ("RedisChatMessageHistory",),
     "memory": ("VectorStoreRetrieverMemory",),
     "retriever": ("RedisVectorStoreRetriever",),
+    "semantic": ("RedisSemanticCache",),
     "store": ("RedisStore",),
     "streaming": ("cached_stream",),
     "vectorstore": ("Redis", "RedisConfig", "RedisVectorStore"),
