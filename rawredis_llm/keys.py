@@ -16,6 +16,8 @@ from .protocol import commands
 from .protocol.operation import Batch, Op
 
 _scan: Final = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # it is public
+# Made once: json.dumps makes an encoder for each call with options.
+_write: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 LONGEST_TTL: Final = 10**12  # seconds; the clock plus it must fit 64 bits of milliseconds
 
@@ -86,7 +88,7 @@ def milliseconds(name: str, ttl: float | None) -> int | None:
 def to_json(name: str, value: Any) -> str:
     """Return compact JSON. Raises TypeError or ValueError naming the argument that has none."""
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = _write(value)
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(f"{name} is not valid Unicode: {error.reason}") from None

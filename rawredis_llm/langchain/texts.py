@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -18,7 +19,8 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
 
 from ..embedding import as_embedder
-from ..errors import IndexMismatchError, IndexNotFoundError, ReplyError
+from ..errors import IndexExistsError, IndexMismatchError, IndexNotFoundError, ReplyError
+from ..index.writing import made_ids
 from ..keys import from_json, key_segment, milliseconds, to_json
 from ..protocol import commands
 from ..protocol.operation import Op, Plan
@@ -229,7 +231,8 @@ class StoredTexts(Linked, VectorStore):
         metadata = [to_json("metadatas", dict(one)) for one in beside]
         if not said:
             return []
-        names = [uuid4().hex if one is None else self._id(one) for one in given]
+        made = iter(made_ids(given.count(None)))
+        names = [next(made) if one is None else self._id(one) for one in given]
         vectors = embeddings
         if vectors is None:
             vectors = yield from self._embedder.documents(said)
@@ -249,8 +252,10 @@ class StoredTexts(Linked, VectorStore):
             order = list(last.values())
             vectors = [vectors[at] for at in order]
             columns = {name: [column[at] for at in order] for name, column in columns.items()}
-        load = index.load(list(last), vectors, columns, ttl=lasts, batch_size=batch_size)
-        yield from search.write_indexed(index.name, index.prefixes, index.schema, load)
+        # Somebody may have dropped the index: what is not indexed is not found.
+        with suppress(IndexExistsError):
+            yield from search.create_index(index.name, index.prefixes, index.schema)
+        yield from index.load(list(last), vectors, columns, ttl=lasts, batch_size=batch_size)
         return names
 
     def _id(self, given: str) -> str:
