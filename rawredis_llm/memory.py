@@ -7,7 +7,7 @@ neither see nor delete what is another's.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, overload
+from typing import Any, Final
 
 from .embedding import as_embedder
 from .index.lazy import LazyIndex, owned_by
@@ -48,35 +48,9 @@ class VectorMemory(Bound[C_co]):
     with a `capacity` also `Numeric("created")`.
     """
 
-    @overload
     def __init__(
         self,
-        index_or_client: VectorIndex[C_co],
-        embedder: Any,
-        *,
-        scope: str,
-        k: int = 4,
-        half_life: float | None = None,
-        weights: Mapping[str, float] | None = None,
-        capacity: int | None = None,
-        ttl: float | None = None,
-    ) -> None: ...
-    @overload
-    def __init__(
-        self,
-        index_or_client: C_co,
-        embedder: Any,
-        *,
-        scope: str,
-        k: int = 4,
-        half_life: float | None = None,
-        weights: Mapping[str, float] | None = None,
-        capacity: int | None = None,
-        ttl: float | None = None,
-    ) -> None: ...
-    def __init__(
-        self,
-        index_or_client: Any,
+        index_or_client: VectorIndex[C_co] | C_co,
         embedder: Any,
         *,
         scope: str,
@@ -96,13 +70,13 @@ class VectorMemory(Bound[C_co]):
         milliseconds("ttl", ttl)
         self._ttl = ttl
         if isinstance(index_or_client, VectorIndex):
+            self._bind(index_or_client.client)
             self._index = LazyIndex.over(index_or_client)
-            index_or_client = index_or_client.client
         else:
+            self._bind(index_or_client)
             self._index = LazyIndex("memory", [Numeric("created"), Numeric("importance")])
         if capacity is not None and not isinstance(self._index.fields.get("created"), Numeric):
             raise ValueError('capacity: the index needs the field Numeric("created")')
-        self._bind(index_or_client)
 
     @property
     def plan(self) -> VectorMemory[Plan]:
