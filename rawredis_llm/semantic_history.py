@@ -91,8 +91,13 @@ class SemanticHistory(Bound[C_co]):
     def plan(self) -> SemanticHistory[Plan]:
         """This history with methods that return ops, for `client.gather`."""
         planned: SemanticHistory[Plan] = self._planned()
-        planned.history = self.history.plan
         return planned
+
+    def bound_to(self, client: Any) -> Any:
+        """Return this history, and its `history`, with another client of the same server."""
+        bound = super().bound_to(client)
+        bound.history = self.history.bound_to(client)
+        return bound
 
     # -- writing -----------------------------------------------------------------------------------
 

@@ -79,14 +79,15 @@ class RedisChatMessageHistory(Linked, BaseChatMessageHistory):
         """Append messages in one write, all or none."""
         await self._twin.add_many([to_history(message) for message in messages])
 
-    def search_messages(self, query: str, limit: int = 10) -> list[BaseMessage]:
-        """Return the newest messages that hold every word of a text, oldest first.
+    def search_messages(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
+        """Return the newest messages that hold every word of a text, oldest first, as dicts.
 
-        Letters' case does not matter. The session's messages are read for it.
+        They have `type`, `content` and all else that a message has. Letters' case does not matter.
+        The session's messages are read for it.
         """
         return _found(self._history.messages(), query, limit)
 
-    async def asearch_messages(self, query: str, limit: int = 10) -> list[BaseMessage]:
+    async def asearch_messages(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
         """Return what `search_messages` does."""
         return _found(await self._twin.messages(), query, limit)
 
@@ -109,10 +110,8 @@ def _read(messages: list[Message]) -> list[BaseMessage]:
     return [from_history(message) for message in messages]
 
 
-def _found(messages: list[Message], query: str, limit: int) -> list[BaseMessage]:
+def _found(messages: list[Message], query: str, limit: int) -> list[dict[str, Any]]:
     words = query.casefold().split()
     most = whole_number("limit", limit)
-    if not words:
-        raise ValueError("query must not be empty")
     holding = [m for m in messages if all(word in text_of(m).casefold() for word in words)]
-    return _read(holding[-most:])
+    return [message.model_dump() for message in _read(holding[-most:])] if words else []

@@ -377,7 +377,7 @@ class StoredTexts(Linked, VectorStore):
         if isinstance(self, type):
             link = Link(where.pop("client", None), where.pop("redis_url", None), **where)
             link.run(commands.unlink(_given(ids)))
-            link.sync.close()
+            link.close()
             return True
         store: StoredTexts = self
         store.link.run(store._unlinked(_given(ids), **where))
@@ -424,7 +424,7 @@ class StoredTexts(Linked, VectorStore):
             except IndexNotFoundError:
                 return False
             finally:
-                link.sync.close()
+                link.close()
             return True
         store: StoredTexts = self
         if index_name not in (None, store.index_name):
