@@ -79,7 +79,8 @@ def text_of(message: Said) -> str:
     """Return the text of a message: its content, or those of its parts that are text."""
     if isinstance(message.content, str):
         return message.content
-    texts = [one.get("text") for one in _parts(message.content)]
+    parts = message.content if isinstance(message.content, list) else []
+    texts = [one.get("text") if isinstance(one, dict) else one for one in parts]
     return "\n".join(one for one in texts if isinstance(one, str))
 
 

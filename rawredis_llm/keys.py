@@ -94,6 +94,8 @@ def to_json(name: str, value: Any) -> str:
         raise ValueError(f"{name} is not valid Unicode: {error.reason}") from None
     except (TypeError, ValueError) as error:
         raise type(error)(f"{name} cannot be written as JSON: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{name} cannot be written as JSON: nested too deeply") from None
     return text
 
 

@@ -40,6 +40,7 @@ from .keys import (
     clear_entries,
     digest,
     distance_limit,
+    escape_glob,
     framed,
     indexed_key_part,
     milliseconds,
@@ -47,6 +48,7 @@ from .keys import (
 )
 from .protocol import commands
 from .protocol.operation import (
+    Batch,
     Bound,
     C_co,
     Call,
@@ -542,6 +544,24 @@ class SemanticCache(Bound[C_co]):
             raise TypeError("filter must be a Filter; all go by clear()")
         names = yield from self.shelf.matching(filter)
         return len(names) if dry_run else (yield from self.shelf.remove(names))
+
+    @operation
+    def delete_model(self, model: str) -> Op[int]:
+        """Delete every answer of a model in this scope; return how many. Reads all of them."""
+        require_text("model", model, empty=True)
+        deleted, cursor = 0, b"0"
+        while True:
+            pattern = escape_glob(self.shelf.prefix) + "*"
+            cursor, keys = yield from commands.scan(cursor, pattern, 1000)
+            entries = yield from Batch([("HGET", key, "entry") for key in keys])
+            names = [
+                key[-32:].decode()
+                for key, entry in zip(keys, entries, strict=True)
+                if (unpacked(entry) or {}).get("model") == model
+            ]
+            deleted += yield from self.shelf.remove(names)
+            if cursor == b"0":
+                return deleted
 
     @operation
     def clear(self) -> Op[int]:

@@ -155,14 +155,18 @@ def last_turn(messages: Sequence[Mapping[str, Any]]) -> int:
 def without_last_turn(messages: Any) -> list[Any]:
     """Return messages without the text of the user's last turn; what else it holds stays.
 
-    Among other parts, where text stood stays, too.
+    Among other parts, where text stood stays, too. Without a turn of the user's all stays.
     """
     kept = list(messages)
+    if not any(message.get("role") == "user" for message in kept):
+        return kept
     position = last_turn(kept)
     content = kept[position].get("content")
     others: list[Any] = []
     if isinstance(content, (list, tuple)):
-        is_text = [part.get("type", "text") == "text" for part in content]
+        is_text = [
+            isinstance(part, Mapping) and part.get("type", "text") == "text" for part in content
+        ]
         if not all(is_text):
             others = [{} if text else part for text, part in zip(is_text, content, strict=True)]
     kept[position] = {**kept[position], "content": others}

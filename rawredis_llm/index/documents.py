@@ -86,6 +86,10 @@ class Documents(Life[C_co]):
                 progress(writing.done, len(documents.ids))
         return writing.result(documents.ids if ids is None else [], raise_errors=raise_errors)
 
+    def check_load(self, ids: Sequence[str | int] | None, vectors: Any, fields: Any = None) -> None:
+        """Raise what `load` would raise for these arguments, and send nothing."""
+        self._encoder.checked(ids, vectors, fields, None)
+
     @operation
     def load_documents(
         self,

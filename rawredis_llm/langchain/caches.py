@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from langchain_core.caches import RETURN_VAL_TYPE, BaseCache
 
 from ..cache import CacheHit, LLMCache
+from ..keys import key_segment
 from .link import Link, Linked, first
-from .messages import generations_from, generations_to
+from .messages import UNREADABLE, generations_from, generations_to
 
 __all__ = ["AnswerCache", "RedisCache"]
 
@@ -41,13 +43,28 @@ class AnswerCache(Linked, BaseCache):
         if asked is not None:
             await self._twin.store(asked, generations_to(return_val), llm_string)
 
+    def clear(self, **kwargs: Any) -> None:
+        """Delete this cache's entries, with `llm_string=` those of one model only."""
+        _cleared(self._cache, **kwargs)
+
+    async def aclear(self, **kwargs: Any) -> None:
+        """Do what `clear` does."""
+        await _cleared(self._twin, **kwargs)
+
     def _asked(self, prompt: str) -> Any:
         """Return what the cache of ours is asked; None for what cannot be cached."""
-        return prompt
+        return prompt if prompt.strip() else None
 
 
 def _answer(hit: CacheHit | None) -> RETURN_VAL_TYPE | None:
-    return None if hit is None else generations_from(hit.response)
+    """Return the generations in a hit; what another version may have written is a miss."""
+    if hit is None:
+        return None
+    try:
+        return generations_from(hit.response)
+    except UNREADABLE as error:
+        logging.getLogger("rawredis_llm").warning("an entry that cannot be read: %r", error)
+        return None
 
 
 class RedisCache(AnswerCache):
@@ -76,19 +93,11 @@ class RedisCache(AnswerCache):
         )
         self._twin = self._cache.bound_to(self.link.aio)
 
-    def clear(self, **kwargs: Any) -> None:
-        """Delete this cache's entries, with `llm_string=` those of one model only."""
-        _cleared(self._cache, **kwargs)
-
-    async def aclear(self, **kwargs: Any) -> None:
-        """Do what `clear` does."""
-        await _cleared(self._twin, **kwargs)
-
 
 def _cleared(cache: Any, llm_string: str | None = None) -> Any:
     return cache.clear() if llm_string is None else cache.delete_model(llm_string)
 
 
 def namespace_of(*parts: str) -> str:
-    """Return the namespace that prefixes and names stand for."""
-    return ":".join(dict.fromkeys(part.rstrip(":") for part in parts))
+    """Return the namespace that prefixes and names stand for, another one for others."""
+    return ":".join(key_segment(part.removesuffix(":")) for part in parts)

@@ -32,6 +32,10 @@ class RedisNum(Numeric):
 
     __hash__ = Field.__hash__
 
+    def _compared(self, sign: str, value: Any, low: str, high: str) -> Filter:
+        value = int(value) if isinstance(value, bool) else value  # as it is indexed
+        return super()._compared(sign, value, low, high)
+
 
 class RedisText(Text):
     """Words: `== "a phrase"`, `!=`, and `% "pattern"`.
@@ -68,10 +72,12 @@ class RedisText(Text):
         if fuzzy:
             return self.fuzzy(fuzzy[2], len(fuzzy[1]))
         bare = term.strip("*")
-        if term == bare:
+        if term == bare and "*" not in bare:
             return self.matches(bare)
-        if term == f"{bare}*":
+        if term == f"{bare}*" and "*" not in bare:
             return self.prefix(bare)
+        if "*" in bare:
+            return self.wildcard(term)
         return self.suffix(bare) if term == f"*{bare}" else self.infix(bare)
 
 

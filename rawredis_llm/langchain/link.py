@@ -25,9 +25,11 @@ class Link:
     else REDIS_URL in the environment, else localhost; `options` are the clients' own.
     """
 
-    def __init__(self, client: Any, url: str | None, **options: Any) -> None:
-        if isinstance(client, str):  # it may stand in either place
-            client, url = None, client
+    def __init__(self, client: Any, url: Any, **options: Any) -> None:
+        if isinstance(client, str):  # each may stand in the other's place
+            client, url = None, first(client, url, of="the URLs")
+        elif isinstance(url, BaseClient):
+            client, url = first(client, url, of="the clients"), None
         given = client
         if client is None:
             client = Client(url or os.environ.get("REDIS_URL") or _DEFAULT, **options)

@@ -7,9 +7,10 @@ from typing import Any
 
 from langchain_core.documents import Document
 
-from ..keys import digest, require_text
+from ..keys import digest, milliseconds, require_text
 from ..search.fields import Tag
 from ..search.filters import Filter
+from .filters import as_filter
 from .retriever import RedisVectorStoreRetriever
 from .vectorstore import RedisVectorStore
 
@@ -45,11 +46,13 @@ class VectorStoreRetrieverMemory:
             raise TypeError("retriever must be that of a RedisVectorStore: store.as_retriever()")
         self.retriever = retriever
         self._store = store
+        store.want(Tag(_SCOPE, case_sensitive=True))
         self.memory_key = require_text("memory_key", memory_key)
         self.input_key = input_key
         self.return_docs = return_docs
         self.exclude_input_keys = exclude_input_keys
         self._scope = digest("langchain.memory", require_text("scope", scope, empty=True))
+        milliseconds("ttl", ttl)
         self._ttl = ttl
 
     @property
@@ -59,12 +62,17 @@ class VectorStoreRetrieverMemory:
 
     def load_memory_variables(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was said that is near to an input."""
-        return self._result(self.retriever.invoke(self._query(inputs), **self._options()))
+        query = self._query(inputs)
+        if self._store.link.run(self._store.knows([_SCOPE])) is None:
+            return self._result([])
+        return self._result(self.retriever.invoke(query, **self._options()))
 
     async def aload_memory_variables(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Return what was said that is near to an input."""
-        found = await self.retriever.ainvoke(self._query(inputs), **self._options())
-        return self._result(found)
+        query = self._query(inputs)
+        if await self._store.link.arun(self._store.knows([_SCOPE])) is None:
+            return self._result([])
+        return self._result(await self.retriever.ainvoke(query, **self._options()))
 
     def save_context(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
         """Keep a turn."""
@@ -87,7 +95,7 @@ class VectorStoreRetrieverMemory:
         return Tag(_SCOPE) == self._scope
 
     def _options(self) -> dict[str, Any]:
-        given = self.retriever.search_kwargs.get("filter")
+        given = as_filter(self.retriever.search_kwargs.get("filter"))
         return {"filter": self._mine if given is None else self._mine & given}
 
     def _query(self, inputs: Mapping[str, Any]) -> str:

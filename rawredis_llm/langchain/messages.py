@@ -6,6 +6,7 @@ Nothing that is read names a module or a class to load: `langchain_core.load` is
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from json import JSONDecodeError
 from typing import Any, Final
 
 from langchain_core.messages import (
@@ -27,7 +28,7 @@ from langchain_core.outputs import (
     GenerationChunk,
 )
 
-from ..errors import UnexpectedReplyError
+from ..errors import RedisError, UnexpectedReplyError
 from ..history import Message
 from ..keys import from_json
 
@@ -42,17 +43,20 @@ _MESSAGES: Final[dict[str, type[BaseMessage]]] = {
     "AIMessageChunk": AIMessageChunk,
 }
 _ROLES: Final = {"human": "user", "ai": "assistant", "AIMessageChunk": "assistant"}
+_KNOWN: Final = {"user", "human", "assistant", "ai", "system", "developer", "tool", "function"}
 _GENERATIONS: Final[dict[str, type[Generation]]] = {
     one.__name__: one for one in (Generation, GenerationChunk, ChatGeneration, ChatGenerationChunk)
 }
-_APART: Final = {
-    "type",
-    "role",
-    "id",
-    "response_metadata",
-    "usage_metadata",
-}  # nothing that was said
-_KIND: Final = "langchain"  # under this name stands a message's type
+# What is nothing that was said.
+_APART: Final = {"type", "role", "id", "response_metadata", "usage_metadata"} | {
+    *("chunk_position", "tool_call_chunks")
+}
+_KIND: Final = "langchain"  # under this name stands a message's type in a history
+# Under these, what of a message has another meaning in a history: of one `id` it takes one.
+_RENAMED: Final = {"id": "message_id", "role": "message_role"}
+_USAGE: Final = ("input_tokens", "output_tokens", "total_tokens")
+UNREADABLE: Final = (RedisError, LookupError, TypeError, ValueError, AttributeError)
+"""What comes of reading what is damaged, or was written by another version."""
 
 
 def dumped(message: BaseMessage) -> tuple[str, dict[str, Any]]:
@@ -64,14 +68,25 @@ def dumped(message: BaseMessage) -> tuple[str, dict[str, Any]]:
         raise TypeError(f"{type(message).__name__} is no message that can be kept")
     data = message.model_dump(exclude_defaults=True)
     data.pop("type", None)
-    return kind, data
+    return kind, _usable(data)
+
+
+def _usable(data: dict[str, Any]) -> dict[str, Any]:
+    """Return a message's data without a usage that no message may have.
+
+    LangChain sets one of a cost alone where an answer without usage came from a cache.
+    """
+    usage = data.get("usage_metadata")
+    if isinstance(usage, dict) and not all(name in usage for name in _USAGE):
+        del data["usage_metadata"]
+    return data
 
 
 def loaded(kind: Any, data: Mapping[str, Any]) -> BaseMessage:
     """Return the message of `dumped`'s values."""
-    if kind not in _MESSAGES:
+    if not isinstance(kind, str) or kind not in _MESSAGES:
         raise UnexpectedReplyError(f"a message of unknown type {kind!r}")
-    return _MESSAGES[kind](**data)
+    return _MESSAGES[kind](**_usable({**data}))
 
 
 def to_history(message: BaseMessage) -> Message:
@@ -80,20 +95,44 @@ def to_history(message: BaseMessage) -> Message:
         raise TypeError(f"a message must be a BaseMessage, not {type(message).__name__}")
     kind, data = dumped(message)
     content = data.pop("content", "")
-    role = data.pop("role", None) or _ROLES.get(kind, kind)
+    role = data.pop("role") if kind == "chat" else _ROLES.get(kind, kind)
+    for name, kept in _RENAMED.items():
+        if name in data:
+            data[kept] = data.pop(name)
     return Message(role, content, extra={**data, _KIND: kind})
 
 
 def from_history(message: Message) -> BaseMessage:
-    """Return a message of a `ChatHistory` as LangChain's, whoever wrote it."""
-    extra = message.extra
-    kind = extra.pop(_KIND, None)
-    if kind is None:  # in OpenAI's form, which LangChain reads
-        [found] = convert_to_messages([{**message.to_dict(), "content": message.content or ""}])
-        return found
-    if kind == "chat":
-        extra["role"] = message.role
-    return loaded(kind, {"content": message.content, **extra})
+    """Return a message of a `ChatHistory` as LangChain's, whoever wrote it.
+
+    Raises UnexpectedReplyError for one that cannot be read.
+    """
+    try:
+        if _KIND not in message.extra:
+            return _of_others(message)
+        extra = {**message.extra}
+        kind = extra.pop(_KIND)
+        for name, kept in _RENAMED.items():
+            if kept in extra:
+                extra[name] = extra.pop(kept)
+        if kind == "chat":
+            extra["role"] = message.role
+        return loaded(kind, {"content": message.content, **extra})
+    except UNREADABLE as error:
+        raise UnexpectedReplyError(f"message {message.id} cannot be read: {error!r}") from error
+
+
+def _of_others(message: Message) -> BaseMessage:
+    """Return a message in OpenAI's form as LangChain's."""
+    content = "" if message.content is None else message.content
+    extra = {name: value for name, value in message.extra.items() if value is not None}
+    if message.role not in _KNOWN:
+        return ChatMessage(content=content, role=message.role, additional_kwargs=extra)
+    try:
+        [found] = convert_to_messages([{**extra, "role": message.role, "content": content}])
+    except JSONDecodeError:  # arguments of a tool's call, which LangChain keeps as invalid
+        return AIMessage(content, additional_kwargs=extra)
+    return found
 
 
 def generations_to(values: Sequence[Generation]) -> list[dict[str, Any]]:
@@ -124,7 +163,7 @@ def generations_from(kept: Any) -> list[Generation] | None:
 
 def _generation_from(kept: dict[str, Any]) -> Generation:
     name, info = kept.get("class"), kept.get("info")
-    if name not in _GENERATIONS:
+    if not isinstance(name, str) or name not in _GENERATIONS:
         raise UnexpectedReplyError(f"a generation of unknown class {name!r}")
     if "message" in kept:
         message = loaded(kept["type"], kept["message"])
@@ -152,5 +191,10 @@ def said_in(prompt: str) -> str | list[dict[str, Any]]:
         role = data.get("role") if kind in ("chat", "ChatMessageChunk") else None
         kind = kind.removesuffix("MessageChunk").lower() if kind.endswith("Chunk") else kind
         rest = {name: value for name, value in data.items() if value and name not in _APART}
+        if isinstance(rest.get("content"), list):
+            parts = rest["content"]
+            rest["content"] = [
+                {"type": "text", "text": one} if isinstance(one, str) else one for one in parts
+            ]
         messages.append({**rest, "role": role or _ROLES.get(kind, kind)})
     return messages

@@ -16,6 +16,14 @@ from pydantic import model_validator
 __all__ = ["RedisVectorStoreRetriever"]
 
 _LIMIT = 0.4  # of the cosine distance, as LangChain's retriever had it
+_SCORED = "similarity_score_threshold"
+_METHODS = {
+    "similarity": "similarity_search",
+    "similarity_limit": "similarity_search_limit_score",
+    "similarity_distance_threshold": "similarity_search",
+    _SCORED: "similarity_search_with_relevance_scores",
+    "mmr": "max_marginal_relevance_search",
+}
 
 
 class RedisVectorStoreRetriever(VectorStoreRetriever):
@@ -31,13 +39,7 @@ class RedisVectorStoreRetriever(VectorStoreRetriever):
     to `as_retriever` by themselves. Raises ValueError for another search type.
     """
 
-    allowed_search_types: ClassVar[Collection[str]] = (
-        "similarity",
-        "similarity_limit",
-        "similarity_distance_threshold",
-        "similarity_score_threshold",
-        "mmr",
-    )
+    allowed_search_types: ClassVar[Collection[str]] = tuple(_METHODS)
 
     @model_validator(mode="before")
     @classmethod
@@ -56,29 +58,32 @@ class RedisVectorStoreRetriever(VectorStoreRetriever):
         return {**values, "search_kwargs": kwargs}
 
     def _get_relevant_documents(
-        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,  # noqa: ARG002 - as the base has it
+        **kwargs: Any,
     ) -> list[Document]:
-        how, options = self._search(kwargs)
-        if how is None:
-            return super()._get_relevant_documents(query, run_manager=run_manager, **kwargs)
-        found: list[Document] = getattr(self.vectorstore, how)(query, **options)
-        return found
+        options = self._options(kwargs)
+        found: Any = getattr(self.vectorstore, _METHODS[self.search_type])(query, **options)
+        return [one[0] for one in found] if self.search_type == _SCORED else found
 
     async def _aget_relevant_documents(
-        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,  # noqa: ARG002 - as the base has it
+        **kwargs: Any,
     ) -> list[Document]:
-        how, options = self._search(kwargs)
-        if how is None:
-            return await super()._aget_relevant_documents(query, run_manager=run_manager, **kwargs)
-        found: list[Document] = await getattr(self.vectorstore, f"a{how}")(query, **options)
-        return found
+        options = self._options(kwargs)
+        search = getattr(self.vectorstore, f"a{_METHODS[self.search_type]}")
+        found: Any = await search(query, **options)
+        return [one[0] for one in found] if self.search_type == _SCORED else found
 
-    def _search(self, kwargs: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
-        """Return the store's method, None for those that the base knows, and its arguments."""
+    def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         options = {**self.search_kwargs, **kwargs}
-        if self.search_type == "similarity_limit":
-            options.setdefault("score_threshold", _LIMIT)
-            return "similarity_search_limit_score", options
-        if self.search_type == "similarity_distance_threshold":
-            return "similarity_search", options
-        return None, options
+        if self.search_type == "similarity_limit" and options.get("score_threshold") is None:
+            options["score_threshold"] = _LIMIT
+        if self.search_type not in ("similarity_limit", _SCORED):
+            options.pop("score_threshold", None)  # of LangChain's defaults; the others have none
+        return options

@@ -22,7 +22,7 @@ class RedisSemanticCache(AnswerCache):
 
     Of chat messages the last user turn is embedded, and all else must be the same; a prompt without
     text of a user's is not cached. Another `extract` takes a prompt, a text or messages with `role`
-    and `content`, and returns (text to embed, what else must be the same).
+    and `content`, and returns (text to embed, what must be the same beside the other turns).
     `distance_threshold`, or `score_threshold` by its older name, is the cosine distance, 0 to 2, up
     to which a prompt counts as the same (default 0.2). `name` and `prefix` keep caches of one
     server apart; `ttl` is in seconds, and a server that is away is a miss, which is logged.
@@ -74,13 +74,3 @@ class RedisSemanticCache(AnswerCache):
         except (TypeError, ValueError):
             return None
         return asked
-
-    def clear(self, **kwargs: Any) -> None:
-        """Delete this cache's entries; `llm_string=` is accepted, and changes nothing."""
-        kwargs.pop("llm_string", None)
-        self._cache.clear(**kwargs)
-
-    async def aclear(self, **kwargs: Any) -> None:
-        """Do what `clear` does."""
-        kwargs.pop("llm_string", None)
-        await self._twin.clear(**kwargs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from langchain_core.stores import ByteStore
 
-from ..keys import escape_glob, milliseconds, require_text
+from ..keys import escape_glob, key_segment, milliseconds, require_text
 from ..protocol import commands
 from ..protocol.operation import Batch, Op
 from .link import Link, Linked, first
@@ -32,7 +32,7 @@ class RedisStore(Linked, ByteStore):
     ) -> None:
         given = first(client, redis_client, of="client and redis_client")
         self.link = Link(given, redis_url)
-        self._prefix = f"{require_text('namespace', namespace)}/"
+        self._prefix = f"{key_segment(require_text('namespace', namespace))}:"
         self._px = milliseconds("ttl", ttl)
 
     def mget(self, keys: Sequence[str]) -> list[bytes | None]:

@@ -8,6 +8,7 @@ from typing import Any
 from langchain_core.caches import BaseCache
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import BaseChatModel, LanguageModelInput
+from langchain_core.language_models._utils import _normalize_messages
 from langchain_core.load import dumps
 from langchain_core.messages import AIMessageChunk, BaseMessage, message_chunk_to_message
 from langchain_core.outputs import ChatGeneration, Generation
@@ -26,27 +27,32 @@ def cached_stream(
     default the model's own, else that of `set_llm_cache`. An answer that was stored, by a stream or
     by `invoke`, comes as one chunk; one that is streamed is stored when it has ended, whole.
     """
-    bound, kwargs = model, dict[str, Any]()
+    chosen = model if cache is None else _with_cache(model, cache)
+    bound, kwargs = chosen, dict[str, Any]()
     while isinstance(bound, RunnableBindingBase):
         kwargs = {**bound.kwargs, **kwargs}
         bound = bound.bound
     if not isinstance(bound, BaseChatModel):
         raise TypeError(f"model must be a chat model, not {type(bound).__name__}")
-    return _CachedStream(model, bound, kwargs, cache)
+    return _CachedStream(chosen, bound, kwargs)
+
+
+def _with_cache(model: Any, cache: BaseCache) -> Any:
+    """Return a copy of a model, bound or not, that has this cache, unless it is to have none."""
+    if isinstance(model, RunnableBindingBase):
+        return model.model_copy(update={"bound": _with_cache(model.bound, cache)})
+    if isinstance(model, BaseChatModel) and model.cache is not False:
+        return model.model_copy(update={"cache": cache})
+    return model
 
 
 class _CachedStream(Runnable[LanguageModelInput, Any]):
     def __init__(
-        self,
-        model: Runnable[LanguageModelInput, Any],
-        bound: BaseChatModel,
-        kwargs: dict[str, Any],
-        cache: BaseCache | None,
+        self, model: Runnable[LanguageModelInput, Any], bound: BaseChatModel, kwargs: dict[str, Any]
     ) -> None:
         self.model = model
         self._bound = bound
         self._kwargs = kwargs
-        self._cache = cache
 
     def invoke(
         self,
@@ -110,15 +116,15 @@ class _CachedStream(Runnable[LanguageModelInput, Any]):
         own = self._bound.cache
         if own is False:
             return None
-        if self._cache is not None:
-            return self._cache
         return own if isinstance(own, BaseCache) else get_llm_cache()
 
     def _question(self, asked: LanguageModelInput, kwargs: dict[str, Any]) -> tuple[str, str]:
         """Return what the model's own `invoke` asks the cache, so that both share their answers."""
         messages = self._bound._convert_input(asked).to_messages()  # noqa: SLF001 - as `invoke` does
-        plain = [message.model_copy(update={"id": None}) for message in messages]
+        plain = [one.model_copy(update={"id": None}) for one in _normalize_messages(messages)]
         named = {"stop": None, **self._kwargs, **kwargs}
+        for name in ("ls_structured_output_format", "structured_output_format"):
+            named.pop(name, None)  # for tracing only
         return dumps(plain), self._bound._get_llm_string(**named)  # noqa: SLF001 - as above
 
 

@@ -8,7 +8,7 @@ vector, when the first texts are added; names of metadata that come later are ad
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,14 @@ from langchain_core.vectorstores import VectorStore
 
 from ..embedding import as_embedder
 from ..errors import IndexExistsError, IndexMismatchError, IndexNotFoundError, ReplyError
+from ..index.life import MANIFESTS, manifest
 from ..index.writing import made_ids
-from ..keys import from_json, key_segment, milliseconds, to_json
+from ..keys import from_json, key_segment, milliseconds, require_text, to_json
 from ..protocol import commands
 from ..protocol.operation import Op, Plan
 from ..search import query as search
 from ..search.fields import Field, Text
-from ..search.filters import Filter
+from ..search.filters import Filter, whole_number
 from ..search.schema import Vector
 from ..vector_index import Row, VectorIndex, opening
 from .fields import indexable, inferred, plain_options, read_schema, written_schema
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["RedisConfig", "StoredTexts"]
 
 METADATA = "_metadata_json"
+_RIVALS = 5  # processes that may change the same index at the same moment
 _CONTENTS = ("content", "text")  # names of the text's field, here and in stores of others
 
 
@@ -84,10 +86,13 @@ class StoredTexts(Linked, VectorStore):
     ) -> None:
         if isinstance(index_name, Mapping):  # the second argument of (embeddings, config)
             config, index_name = index_name, None
+        own = {**locals()}
+        del own["self"], own["config"]
         if config is not None:
-            given = {"index_name": index_name, "redis_url": redis_url, "client": client, "ttl": ttl}
-            merged = {**{k: v for k, v in given.items() if v is not None}, **config}
-            StoredTexts.__init__(self, embeddings, embedding=embedding, **merged)
+            given = {name: value for name, value in own.items() if value is not None}
+            if twice := given.keys() & config.keys():
+                raise TypeError(f"{min(twice)} is given twice: by config, and beside it")
+            StoredTexts.__init__(self, **{**given, **config})
             return
         if isinstance(embeddings, str):  # the older order
             embeddings, redis_url = None, first(embeddings, redis_url, of="redis_url")
@@ -97,23 +102,25 @@ class StoredTexts(Linked, VectorStore):
         self._embedder = as_embedder(self._embeddings)
         self.link = Link(first(client, redis_client, of="client and redis_client"), redis_url)
         self.index_name: str = uuid4().hex if index_name is None else index_name
-        prefix = f"doc:{key_segment(self.index_name)}" if key_prefix is None else key_prefix
-        self.key_prefix = prefix.removesuffix(":")
+        if key_prefix is None:
+            key_prefix = f"doc:{key_segment(require_text('index_name', self.index_name))}"
+        self.key_prefix = key_prefix.removesuffix(":")
         self.relevance_score_fn = relevance_score_fn
         milliseconds("ttl", ttl)
         self._ttl = ttl
-        schema = first(index_schema, metadata_schema, of="index_schema and metadata_schema")
+        schema = first(index_schema, metadata_schema or None, of="index_schema, metadata_schema")
         fields, vector = ({}, {}) if schema is None else read_schema(schema)
         named = {"algorithm": indexing_algorithm, "metric": distance_metric}
         named |= {"dtype": vector_datatype, **(vector_schema or {})}
-        vector = {"name": "content_vector", **plain_options(vector or named)}
+        vector = {"name": "content_vector", **vector, **plain_options(named)}
         vector.pop("dim", None)  # the first vector tells
         self._vector = vector
         self._grows = schema is None
         self._fields: dict[str, Field] = {"content": Text("content"), **fields}
+        self._wanted: dict[str, Field] = {}  # by who uses this store
         self._content = "content"
         self._index: VectorIndex[Plan] | None = None
-        Vector(dim=1, **vector)  # so that what is wrong with it is said now
+        self._made(1)  # so that what is wrong with its fields or its name is said now
 
     @property
     def embeddings(self) -> Embeddings:
@@ -142,41 +149,70 @@ class StoredTexts(Linked, VectorStore):
             raise IndexMismatchError(
                 f"index {self.index_name!r} is for vectors by {index.embedder!r}, not {named!r}"
             )
-        if index.prefix != f"{self.key_prefix}:":
+        if index.prefix.removesuffix(":") != self.key_prefix:
             raise IndexMismatchError(
                 f"index {self.index_name!r} has the prefix {index.prefix!r}, not"
                 f" {self.key_prefix + ':'!r}: give it as key_prefix"
             )
-        fields = index.schema.fields
-        self._content = next((name for name in _CONTENTS if name in fields), self._content)
-        self._index = index
-        return index
+        schema = index.schema
+        fields = list(schema.fields.values())
+        self._content = next((name for name in _CONTENTS if name in schema.fields), self._content)
+        # Keys are joined by ":", whether or not the prefix says so.
+        self._index = VectorIndex(
+            *(Plan(), self.index_name, fields),
+            **schema.options(),
+            prefix=f"{self.key_prefix}:",
+            embedder=index.embedder or named or None,
+        )
+        return self._index
 
-    def _ready(self, dim: int, metadatas: Sequence[Mapping[str, Any]]) -> Op[VectorIndex[Plan]]:
-        """Return the index, created if need be, with fields for what metadata holds."""
+    def want(self, field: Field) -> None:
+        """See that the index has a field, when something is added."""
+        self._wanted[field.name] = field
+
+    def knows(self, names: Collection[str]) -> Op[VectorIndex[Plan] | None]:
+        """Return the index if it has fields of these names, else None, in an op."""
         index = yield from self._open()
-        if index is None:
-            if self._grows:
-                self._fields |= inferred(metadatas, self._taken(self._fields))
-            index = self._made(dim)
-            yield from index.create(exist_ok=True)
-            self._index = index
-            return index
-        new = inferred(metadatas, self._taken(index.schema.fields)) if self._grows else {}
-        if new:
-            try:
-                yield from index.alter(list(new.values()))
-            except ReplyError:  # another process may have been faster
-                self._index = None
-                index = yield from self._open()
-                if index is None or not index.schema.fields.keys() >= new.keys():
-                    raise
-        return index
+        if index is not None and not set(names) <= index.schema.fields.keys():
+            self._index = None  # somebody may have added them
+            index = yield from self._open()
+        return index if index is not None and set(names) <= index.schema.fields.keys() else None
 
-    def _taken(self, fields: Mapping[str, Field]) -> dict[str, Field]:
-        """Return the fields that there are, ours and those of no use to the server among them."""
-        own = dict.fromkeys((self._vector["name"], METADATA), self._fields["content"])
-        return {**own, **fields}
+    def _ready(
+        self,
+        dim: int,
+        metadatas: Sequence[Mapping[str, Any]],
+        check: Callable[[VectorIndex[Plan]], object],
+    ) -> Op[VectorIndex[Plan]]:
+        """Return the index, created if need be, with fields for what metadata holds.
+
+        Before anything is created `check(index)` may raise.
+        """
+        rivals = _RIVALS
+        while True:
+            index = yield from self._open()
+            known = self._fields if index is None else index.schema.fields
+            new = {name: one for name, one in self._wanted.items() if name not in known}
+            if self._grows:
+                new |= inferred(metadatas, {**known, **new}, (self._vector["name"], METADATA))
+            try:
+                if index is None:
+                    self._fields |= new
+                    index = self._made(dim)
+                    check(index)
+                    yield from index.create()
+                    self._index = index
+                elif new:
+                    check(index)
+                    yield from index.alter(list(new.values()))
+            except ReplyError:
+                # Another process was faster, or has dropped it; what it did is seen anew.
+                self._index = None
+                rivals -= 1
+                if not rivals:
+                    raise
+            else:
+                return index
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -219,6 +255,8 @@ class StoredTexts(Linked, VectorStore):
         ttl: float | None = None,
         batch_size: int = 500,
     ) -> Op[list[str]]:
+        if isinstance(texts, str):
+            raise TypeError("texts must be a list of texts, not one text")
         said = list(texts)
         beside: Sequence[Mapping[str, Any]] = [{}] * len(said) if metadatas is None else metadatas
         chosen = first(ids, keys, of="ids and keys")
@@ -226,8 +264,13 @@ class StoredTexts(Linked, VectorStore):
         for name, values in (("metadatas", beside), ("ids", given), ("embeddings", embeddings)):
             if values is not None and len(values) != len(said):
                 raise ValueError(f"{name}: {len(values)} for {len(said)} texts")
+        lasts = self._ttl if ttl is None else ttl
+        milliseconds("ttl", lasts)
+        whole_number("batch_size", batch_size)
         if not all(isinstance(one, str) for one in said):
             raise TypeError("texts must be texts")
+        if not all(isinstance(name, str) for one in beside for name in one):
+            raise TypeError("metadatas: names must be texts")
         metadata = [to_json("metadatas", dict(one)) for one in beside]
         if not said:
             return []
@@ -236,27 +279,34 @@ class StoredTexts(Linked, VectorStore):
         vectors = embeddings
         if vectors is None:
             vectors = yield from self._embedder.documents(said)
-        index = yield from self._ready(len(vectors[0]), beside)
-        kept = dict(index.schema.fields)
-        kept.pop(index.schema.vector.name)
-        kept.pop(self._content, None)
-        columns: dict[str, Sequence[Any]] = {self._content: said, METADATA: metadata}
-        for name, field in kept.items():
-            column = [indexable(field, one.get(name)) for one in beside]
-            if any(value is not None for value in column):
-                columns[name] = column
-        lasts = self._ttl if ttl is None else ttl
         # What stands twice under one id: the last of them stays.
-        last = {name: at for at, name in enumerate(names)}
-        if len(last) < len(names):
-            order = list(last.values())
-            vectors = [vectors[at] for at in order]
-            columns = {name: [column[at] for at in order] for name, column in columns.items()}
+        order = list({name: at for at, name in enumerate(names)}.values())
+        kept: Any = names
+        if len(order) < len(names):
+            columns: Any = (names, said, vectors, beside, metadata)
+            kept, said, vectors, beside, metadata = ([c[at] for at in order] for c in columns)
+        check: Any = partial(VectorIndex.check_load, ids=kept, vectors=vectors)
+        index = yield from self._ready(len(vectors[0]), beside, check)
+        fields = {self._content: said, METADATA: metadata, **self._columns(index, beside)}
         # Somebody may have dropped the index: what is not indexed is not found.
         with suppress(IndexExistsError):
             yield from search.create_index(index.name, index.prefixes, index.schema)
-        yield from index.load(list(last), vectors, columns, ttl=lasts, batch_size=batch_size)
+            if index.embedder:
+                yield from commands.set_value(MANIFESTS + index.name, manifest(index.embedder))
+        yield from index.load(kept, vectors, fields, ttl=lasts, batch_size=batch_size)
         return names
+
+    def _columns(
+        self, index: VectorIndex[Plan], metadatas: Sequence[Mapping[str, Any]]
+    ) -> dict[str, list[Any]]:
+        """Return what of the metadata can be filtered by, by field."""
+        columns: dict[str, list[Any]] = {}
+        for name, field in index.schema.fields.items():
+            if name not in (index.schema.vector.name, self._content):
+                column = [indexable(field, one.get(name)) for one in metadatas]
+                if any(value is not None for value in column):
+                    columns[name] = column
+        return columns
 
     def _id(self, given: str) -> str:
         """Return a document's id, also where its whole key was given."""
@@ -313,7 +363,7 @@ class StoredTexts(Linked, VectorStore):
         cls, embedding: Embeddings, index_name: str | None, options: dict[str, Any]
     ) -> tuple[Self, dict[str, Any]]:
         """Return a store, and what of the options is for adding texts to it."""
-        adding = ("keys", "embeddings", "batch_size")
+        adding = ("ids", "keys", "embeddings", "batch_size")
         own = {name: value for name, value in options.items() if name not in adding}
         if index_name is not None:
             own["index_name"] = index_name
@@ -375,9 +425,13 @@ class StoredTexts(Linked, VectorStore):
         ValueError without ids: all go by `drop_index(delete_documents=True)`.
         """
         if isinstance(self, type):
+            keys = _given(ids)
             link = Link(where.pop("client", None), where.pop("redis_url", None), **where)
-            link.run(commands.unlink(_given(ids)))
-            link.close()
+            try:
+                if keys:
+                    link.run(commands.unlink(keys))
+            finally:
+                link.close()
             return True
         store: StoredTexts = self
         store.link.run(store._unlinked(_given(ids), **where))
@@ -394,14 +448,13 @@ class StoredTexts(Linked, VectorStore):
             yield from commands.unlink(keys[start : start + 1000])
 
     def forget(self, condition: Filter) -> Op[int]:
-        """Return the op that deletes the documents which match a filter; its value: how many."""
-        index = yield from self._open()
-        if (
-            index is None
-            or not {name for name, _ in condition.fields} <= index.schema.fields.keys()
-        ):
+        """Delete the documents that match a filter, in an op; its value is how many they were."""
+        index = yield from self.knows([name for name, _ in condition.fields])
+        try:
+            return 0 if index is None else (yield from index.delete_where(condition))
+        except IndexNotFoundError:
+            self._index = None
             return 0
-        return (yield from index.delete_where(condition))
 
     @static_too
     def drop_index(

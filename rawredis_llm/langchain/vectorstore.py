@@ -16,6 +16,7 @@ from ..errors import IndexNotFoundError
 from ..protocol.operation import Op
 from ..search.filters import whole_number
 from ..search.fusion import diverse
+from ..search.query import Options
 from ..vector_index import Row
 from .filters import as_filter
 from .retriever import RedisVectorStoreRetriever
@@ -24,6 +25,8 @@ from .texts import METADATA, RedisConfig, StoredTexts
 __all__ = ["Redis", "RedisConfig", "RedisVectorStore"]
 
 Found = list[tuple[Document, float]]
+
+_OPTIONS = {*Options.__annotations__, "include_vectors", "offset"}
 
 
 class RedisVectorStore(StoredTexts):
@@ -43,6 +46,8 @@ class RedisVectorStore(StoredTexts):
     Methods that search return [] as long as there is no index. Those with `a` before their names
     are their twins for asyncio.
     """
+
+    _warned = False
 
     def similarity_search(self, query: str, k: int = 4, **options: Any) -> list[Document]:
         """Return the `k` documents nearest to a text, nearest first.
@@ -126,11 +131,11 @@ class RedisVectorStore(StoredTexts):
         self, vector: Any, k: int, given: Any, limit: float | None, options: dict[str, Any]
     ) -> Op[list[Row]]:
         condition = as_filter(given)
+        if unknown := options.keys() - _OPTIONS:
+            raise TypeError(f"a search has no option {min(unknown)!r}")
+        if condition is not None:
+            yield from self.knows([name for name, _ in condition.fields])
         index = yield from self._open()
-        known = {name for name, _ in condition.fields} if condition is not None else set()
-        if index is not None and not known <= index.schema.fields.keys():
-            self._index = None  # somebody may have added it
-            index = yield from self._open()
         if index is None:
             return []
         try:
@@ -140,7 +145,8 @@ class RedisVectorStore(StoredTexts):
         except IndexNotFoundError:
             self._index = None
             return []
-        if result.partial:
+        if result.partial and not self._warned:
+            self._warned = True  # once: new fields of the index make each search say so for a while
             told = "; ".join(result.warnings)
             logging.getLogger("rawredis_llm").warning("the search saw a part only: %s", told)
         rows = [
@@ -225,7 +231,8 @@ class RedisVectorStore(StoredTexts):
 
     def _relevance(self, distance: float) -> float:
         """Return a distance as relevance, 0 to 1: 1 - d, for l2 1 / (1 + d)."""
-        metric = self._index.schema.vector.metric if self._index is not None else "cosine"
+        index = self._made(1) if self._index is None else self._index
+        metric = index.schema.vector.metric
         if metric == "l2":
             return 1.0 / (1.0 + max(distance, 0.0))
         return min(max(1.0 - distance, 0.0), 1.0)

@@ -246,11 +246,11 @@ class Schema:
     def declarations(self, fields: Sequence[Field]) -> list[Any]:
         """Return fields as FT.CREATE and FT.ALTER take them."""
         texts = [field for field in fields if isinstance(field, (Text, Tag))]
-        if any(field.name.upper() in _OPTIONS for field in texts):
+        if any(field.name.upper() in OPTION_WORDS for field in texts):
             raise ValueError(
                 "the name of a Text or Tag is an option's, such as WEIGHT or SEPARATOR"
             )
-        if any(field.name.upper() in _OPTIONS for field in fields):
+        if any(field.name.upper() in OPTION_WORDS for field in fields):
             # Behind a Text or a Tag it would be read as its option.
             fields = sorted(fields, key=lambda field: isinstance(field, (Text, Tag)))
         return [part for f in fields for part in f.declaration(json_document=self.json)]
@@ -307,9 +307,10 @@ class Schema:
         return found
 
 
-_OPTIONS: Final = {"WEIGHT", "NOSTEM", "PHONETIC", "SEPARATOR", "CASESENSITIVE"} | {
+OPTION_WORDS: Final = {"WEIGHT", "NOSTEM", "PHONETIC", "SEPARATOR", "CASESENSITIVE"} | {
     *("WITHSUFFIXTRIE", "INDEXEMPTY")
 }
+"""What no Text or Tag can be named: behind one it would be read as its option."""
 _NEEDED: Final = {"MISSING": "indexmissing", "EMPTY": "indexempty"}
 _DEFAULTS: Final[dict[str, dict[str, Any]]] = {"text": {"weight": 1.0}, "tag": {"separator": ","}}
 
