@@ -49,8 +49,9 @@ def windowed(messages: Sequence[M], limit: int, count: Callable[[M], int] | None
             kept.append(at)
             continue
         answered = answers(message)
-        unit = next((open_calls[one] for one in answered if one in open_calls), None)
-        if unit is not None:
+        asking = [open_calls[one] for one in answered if one in open_calls]
+        if asking:
+            unit = _joined(asking, units, open_calls)
             unit.append(at)
         elif answered:
             continue  # its call is gone
@@ -66,6 +67,18 @@ def windowed(messages: Sequence[M], limit: int, count: Callable[[M], int] | None
             break
         kept += unit
     return [messages[at] for at in sorted(kept)]
+
+
+def _joined(
+    asking: list[list[int]], units: list[list[int]], open_calls: dict[str, list[int]]
+) -> list[int]:
+    """Return one unit of those that one message answers."""
+    unit, *others = {id(one): one for one in asking}.values()
+    for other in others:
+        unit += other
+        units[:] = [one for one in units if one is not other]
+        open_calls.update({call: unit for call, one in open_calls.items() if one is other})
+    return unit
 
 
 def _counted(measure: Callable[[M], int], message: M) -> int:

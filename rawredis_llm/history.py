@@ -17,7 +17,14 @@ from functools import partial
 from typing import Any, Final
 
 from .conversation import windowed
-from .errors import OutcomeUnknownError, TimeoutError, UnexpectedReplyError  # noqa: A004
+from .errors import (
+    ConnectError,
+    OutcomeUnknownError,
+    PoolTimeoutError,
+    ReplyError,
+    TimeoutError,  # noqa: A004 - the field's own name
+    UnexpectedReplyError,
+)
 from .keys import (
     digest,
     from_json,
@@ -34,30 +41,36 @@ from .search.filters import whole_number
 
 __all__ = ["ChatHistory", "Message"]
 
-_LOOK_BACK: Final = 100  # messages among which an append looks for itself
+_LATE: Final = 4  # messages among which an append looks whether it was done already, but late
+_LOOK_BACK: Final = 100  # the same where it is known to be sent again
 _PAGE: Final = 256  # messages that one step of a search for roles reads
 _WATCHED: Final = 2000  # milliseconds that a watch waits in the server before it asks anew
+_MOST: Final = 300_000  # messages of an import: a command has a million arguments at most
+_ID_KEY: Final = "_stream_id"  # of an exported line
 
 _APPEND: Final = Script("""
-local seen = {}
-if ARGV[1] ~= '0' then
-  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', ARGV[1])) do
-    if entry[2][3] == 'once' then seen[entry[2][4]] = entry[1] end
-  end
+local drawn, done, seen = ARGV[4], false, {}
+for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', ARGV[1])) do
+  local once = entry[2][3] == 'once' and entry[2][4] or ''
+  seen[once] = entry[1]
+  if string.sub(once, 1, #drawn) == drawn then done = true end
 end
 local ids = {}
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   local once = ARGV[i]
-  if not seen[once] then
+  if not seen[once] and not (done and string.sub(once, 1, #drawn) == drawn) then
     seen[once] = redis.call('XADD', KEYS[1], '*', 'message', ARGV[i + 1], 'once', once)
   end
-  ids[#ids + 1] = seen[once]
+  ids[#ids + 1] = seen[once] or ''
 end
 if ARGV[3] ~= '' then redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[3]) end
 if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return ids
 """)
-"""Appends messages, but those that are among the newest already, and gives the ids of all."""
+"""Appends messages, but those that are among the newest already, and gives the ids of all.
+
+What was drawn for one append is in the token of each of its messages, so where one is, all were.
+"""
 
 _EDIT: Final = Script("""
 local there = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
@@ -76,7 +89,7 @@ for _, entry in ipairs(entries) do
 end
 redis.call('XSETID', KEYS[1], last)
 if ARGV[4] ~= '' then ttl = ARGV[4] end
-if tonumber(ttl) > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
+if tonumber(ttl) >= 0 then redis.call('PEXPIRE', KEYS[1], math.max(ttl, 1)) end
 return 1
 """)
 """Replaces a message if it is still the one that was read; a stream can only be written anew."""
@@ -90,15 +103,25 @@ return gone
 """)
 """Deletes the messages after one."""
 
+_FORK: Final = Script("""
+if redis.call('XLEN', KEYS[2]) > 0 then return 0 end
+if redis.call('XLEN', KEYS[1]) > 0 then redis.call('COPY', KEYS[1], KEYS[2], 'REPLACE') end
+if ARGV[1] ~= '' then redis.call('PEXPIRE', KEYS[2], ARGV[1]) end
+return 1
+""")
+"""Copies a session to one without messages."""
+
 _RESTORE: Final = Script("""
-if ARGV[1] == 'first' and redis.call('XLEN', KEYS[1]) > 0 then return 0 end
+if redis.call('XLEN', KEYS[1]) > 0 then return 0 end
+redis.call('DEL', KEYS[1])
 for i = 3, #ARGV, 3 do
   redis.call('XADD', KEYS[1], ARGV[i], 'message', ARGV[i + 1], 'once', ARGV[i + 2])
 end
-if ARGV[2] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
+if ARGV[2] ~= '' then redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[2]) end
+if ARGV[1] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
 return 1
 """)
-"""Appends messages under the ids that they had, at first only to a session without any."""
+"""Appends messages under the ids that they had to a session without any."""
 
 
 @dataclass(slots=True)
@@ -181,6 +204,9 @@ class ChatHistory(Bound[C_co]):
         It keeps its id and its place. The server writes the whole session anew, in one step.
         """
         at = _message_id("message_id", message_id)
+        if not extra.keys().isdisjoint(("role", "content")):
+            raise TypeError("edit changes the content, by position, and what else there is")
+        _body("any", content, extra)  # so that what is wrong with it is said before anything else
         while True:
             found = yield from Command(("XRANGE", self.key, at, at), entries_of)
             if not found:
@@ -226,32 +252,34 @@ class ChatHistory(Bound[C_co]):
         other: ChatHistory[C_co] = self._planned()
         other.client = self.client
         other._name(to_session)
-        steps = (("EXISTS", other.key), ("COPY", self.key, other.key))
-        taken, _ = yield from Batch(steps, atomic=True)
-        if taken:
+        if other.key == self.key:
+            raise ValueError("to_session is this session itself")
+        px = "" if self._px is None else self._px
+        if not (yield from _FORK([self.key, other.key], [px])):
             raise ValueError(f"to_session: there is a session {to_session!r}")
-        if self._px is not None:
-            yield from commands.pexpire(other.key, self._px)
         return other
 
     def _append(self, bodies: list[tuple[str, str]]) -> Op[list[str]]:
         if not bodies:
             return []
         drawn = os.urandom(8).hex()
-        once = [own or f"{drawn}{at}" for at, (_, own) in enumerate(bodies)]
         args: list[Any] = [
             "" if self._px is None else self._px,
             "" if self._most is None else self._most,
+            drawn,
         ]
-        for token, (body, _) in zip(once, bodies, strict=True):
-            args += [token, body]
-        look = _LOOK_BACK if any(own for _, own in bodies) else 0
+        for at, (body, own) in enumerate(bodies):
+            args += [own or f"{drawn}{at}", body]
+        look = _LOOK_BACK if any(own for _, own in bodies) else _LATE
         try:
             ids = yield from _APPEND([self.key], [look, *args])
         except OutcomeUnknownError as error:
             if isinstance(error, TimeoutError):  # the time is up
                 raise
-            ids = yield from _APPEND([self.key], [_LOOK_BACK + len(bodies), *args])
+            try:
+                ids = yield from _APPEND([self.key], [_LOOK_BACK + len(bodies), *args])
+            except (ConnectError, PoolTimeoutError):  # not sent; what came of the first is unknown
+                raise error from None
         return [id_.decode() for id_ in ids]
 
     def _renewing(self, write: Any) -> Op[Any]:
@@ -280,9 +308,10 @@ class ChatHistory(Bound[C_co]):
         if last is not None:
             whole_number("last", last)
         if roles is not None:
-            if isinstance(roles, str) or not all(isinstance(role, str) for role in roles):
+            wanted = frozenset(roles)
+            if isinstance(roles, str) or not all(isinstance(role, str) for role in wanted):
                 raise TypeError("roles must be a list of roles")
-            return self._of_roles(last, least, frozenset(roles))
+            return self._of_roles(last, least, wanted)
         if last is None:
             return Command(("XRANGE", self.key, least, "+"), messages_of)
         return Command(
@@ -328,8 +357,8 @@ class ChatHistory(Bound[C_co]):
     def watch(self, since: str | float | datetime | None = None) -> Iterator[Message]:
         """Iterate over messages as they are added, without end, waiting for each.
 
-        It begins with the next one, or after `since`, as in `messages`. Messages that were deleted
-        meanwhile are passed over.
+        It begins with the next one after the iteration has begun, or after `since`, as in
+        `messages`. Messages that were deleted meanwhile are passed over.
         """
         client: Any = self.client
         messages: Iterator[Message] = client.pages(partial(self._following, _before(since)))
@@ -345,7 +374,14 @@ class ChatHistory(Bound[C_co]):
             cursor = begin.encode()
         args = ("XREAD", "COUNT", _PAGE, "BLOCK", _WATCHED, "STREAMS", self.key, cursor)
         found = messages_of((yield from Command(args, _of_one_stream)))
-        return (found[-1].id.encode() if found else cursor), found
+        if found:
+            return found[-1].id.encode(), found
+        try:
+            last = yield from Command(("XINFO", "STREAM", self.key), _last_generated)
+        except ReplyError:  # there is no session
+            return cursor, found
+        # Another stream than before, whose ids began below: it is followed from its beginning.
+        return (b"0-0" if _place(last.decode()) < _place(cursor.decode()) else cursor), found
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -353,11 +389,11 @@ class ChatHistory(Bound[C_co]):
     def export(self, path: str | os.PathLike[str]) -> Op[int]:
         """Write all messages to a file, as JSON Lines, oldest first; return how many.
 
-        A line has what the message was given, and `_id`, the server's id, by which `import_` knows
-        when it was written.
+        A line has what the message was given, and `_stream_id`, the server's id, by which `import_`
+        knows when it was written.
         """
         every: list[Message] = yield from self._planned().messages()
-        lines = [to_json("message", {**one.to_dict(), "_id": one.id}) for one in every]
+        lines = [to_json("message", {**one.to_dict(), _ID_KEY: one.id}) for one in every]
         yield from Call(_write_lines, path, lines)
         return len(lines)
 
@@ -370,14 +406,15 @@ class ChatHistory(Bound[C_co]):
         no message, for ids that do not rise, and if there are messages already.
         """
         lines = yield from Call(_read_lines, path)
-        px = "" if self._px is None else self._px
         drawn = os.urandom(8).hex()
-        for start in range(0, len(lines), 1000):
-            args: list[Any] = ["first" if not start else "", px]
-            for at, (id_, body, once) in enumerate(lines[start : start + 1000], start):
-                args += [id_, body, once or f"{drawn}{at}"]
-            if not (yield from _RESTORE([self.key], args)):
-                raise ValueError(f"the session {self.session!r} has messages already")
+        args: list[Any] = [
+            "" if self._px is None else self._px,
+            "" if self._most is None else self._most,
+        ]
+        for at, (id_, body, once) in enumerate(lines):
+            args += [id_, body, once or f"{drawn}{at}"]
+        if not (yield from _RESTORE([self.key], args)):
+            raise ValueError(f"the session {self.session!r} has messages already")
         return len(lines)
 
 
@@ -406,6 +443,8 @@ def _body_of(given: Message | Mapping[str, Any]) -> tuple[str, str]:
 def _body(role: str, content: Any, extra: Mapping[str, Any], own: Any = "") -> tuple[str, str]:
     """Return a message as it is stored, and what tells it from others, '' where it has no id."""
     require_text("role", role)
+    if _ID_KEY in extra:
+        raise ValueError(f"a message must not hold {_ID_KEY}, which exported lines have")
     own = own or extra.get("id")
     body = to_json("message", {"role": role, "content": content, **extra})
     return body, digest(own, body) if isinstance(own, str) and own else ""
@@ -415,9 +454,15 @@ _ID: Final = re.compile(r"[0-9]{1,20}-[0-9]{1,20}")
 
 
 def _message_id(name: str, value: Any) -> str:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
+    if not isinstance(value, str) or not _ID.fullmatch(value) or max(_place(value)) >= 2**64:
         raise ValueError(f"{name} must be a message's id, such as '1700000000000-0', not {value!r}")
     return value
+
+
+def _place(id_: str) -> tuple[int, int]:
+    """Return what ids are ordered by."""
+    moment, _, number = id_.partition("-")
+    return int(moment), int(number)
 
 
 def _since(since: Any) -> str:
@@ -443,7 +488,7 @@ def _moment(since: Any) -> int:
         raise TypeError("since must be a message's id, seconds since the epoch, or a datetime")
     if not 0 <= seconds < 10**13:
         raise ValueError(f"since: {seconds!r} is no time in seconds since the epoch")
-    return int(seconds * 1000)
+    return round(seconds * 1000)
 
 
 def entries_of(reply: Any) -> list[tuple[bytes, list[bytes]]]:
@@ -462,6 +507,12 @@ def _of_one_stream(reply: Any) -> Any:
     if isinstance(reply, list) and len(reply) == 1 and len(reply[0]) == 2:
         return reply[0][1]
     raise UnexpectedReplyError(f"XREAD: a reply of unknown shape ({type(reply).__name__})")
+
+
+def _last_generated(reply: Any) -> bytes:
+    """Return the newest id that a stream ever had, in the reply of XINFO STREAM."""
+    last: bytes = commands.as_mapping(reply)[b"last-generated-id"]
+    return last
 
 
 def messages_of(reply: Any) -> list[Message]:
@@ -508,11 +559,10 @@ def _read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
                 continue
             message = from_json(line.strip())
             try:
-                id_ = message.pop("_id", None) if isinstance(message, dict) else None
+                id_ = message.pop(_ID_KEY, None) if isinstance(message, dict) else None
                 body, once = _body_of(message)
                 if id_ is not None:
-                    parts = _message_id("_id", id_).split("-")
-                    place = (int(parts[0]), int(parts[1]))
+                    place = _place(_message_id(_ID_KEY, id_))
                     if place <= newest or new:
                         raise ValueError(f"its id {id_} is not above the one before it")
                     newest = place
@@ -520,4 +570,6 @@ def _read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
                 raise ValueError(f"{os.fspath(path)}, line {number}: {error}") from None
             new = new or id_ is None
             found.append(("*" if id_ is None else id_, body, once))
+    if len(found) > _MOST:
+        raise ValueError(f"{os.fspath(path)}: {len(found)} messages; {_MOST} go into one session")
     return found

@@ -5,15 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from .history import created_at, entries_of
-from .keys import escape_glob, milliseconds, require_text
+from .history import created_at
+from .keys import escape_glob, key_segment, milliseconds, require_text
 from .protocol import commands
-from .protocol.operation import Batch, Bound, C_co, Command, Op, Plan, operation
+from .protocol.operation import Batch, Bound, C_co, Op, Plan, operation
 from .protocol.script import Script
 
 __all__ = ["ChatSessions", "Session"]
+
+_LOOK: Final = Script("""
+local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
+for i = 1, #info, 2 do
+  if info[i] == 'last-generated-id' then
+    return {redis.call('XLEN', KEYS[1]), info[i + 1]}
+  end
+end
+return {0, '0-0'}
+""")
+"""Gives how many messages a session has, and the newest id that it ever had."""
 
 _EXPIRE_IDLE: Final = Script("""
 local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
@@ -59,15 +70,11 @@ class ChatSessions(Bound[C_co]):
         found: list[Session] = []
 
         def look(keys: Sequence[bytes]) -> Op[None]:
-            steps: list[Any] = []
-            for key in keys:
-                steps.append(Command(("XREVRANGE", key, "+", "-", "COUNT", 1), entries_of))
-                steps.append(("XLEN", key))
-            replies = yield from Batch(steps)
-            for key, newest, count in zip(keys, replies[::2], replies[1::2], strict=True):
-                if newest:
+            replies = yield from Batch([_LOOK([key]) for key in keys])
+            for key, (count, last) in zip(keys, replies, strict=True):
+                if count:
                     name = _session_of(key.decode()[len(self._prefix) :])
-                    found.append(Session(name, created_at(newest[0][0].decode()), count))
+                    found.append(Session(name, created_at(last.decode()), count))
 
         yield from self._each_page(look)
         return sorted(found, key=lambda one: one.last_activity, reverse=True)
@@ -76,9 +83,12 @@ class ChatSessions(Bound[C_co]):
     def delete(self, *, idle: float) -> Op[int]:
         """Delete all sessions to which nothing was added for `idle` seconds; return how many.
 
-        One to which something is added meanwhile stays.
+        One to which something is added meanwhile stays. What was forked or imported is as old as
+        its messages.
         """
         least = milliseconds("idle", idle)
+        if least is None:
+            raise TypeError("idle must be a number of seconds")
         gone = 0
 
         def expire(keys: Sequence[bytes]) -> Op[None]:
@@ -96,13 +106,21 @@ class ChatSessions(Bound[C_co]):
         cursor = b"0"
         while True:
             cursor, page = yield from commands.scan(cursor, pattern, 1000, "stream")
-            keys = [key for key in dict.fromkeys(page) if exact.fullmatch(key)]
+            keys = [key for key in dict.fromkeys(page) if exact.fullmatch(key) and self._ours(key)]
             fresh = [key for key in keys if key not in seen]
             seen.update(fresh)
             if fresh:
                 yield from do(fresh)
             if cursor == b"0":
                 return
+
+    def _ours(self, key: bytes) -> bool:
+        """Return whether this is the key of a session, and no stream of somebody else's."""
+        try:
+            segment = key.decode()[len(self._prefix) :]
+        except UnicodeDecodeError:
+            return False
+        return key_segment(_session_of(segment)) == segment
 
 
 def _session_of(segment: str) -> str:

@@ -174,6 +174,7 @@ def test_writes_of_many_steps_walk_together(redis: Redis, app: Application) -> N
         "DEL": 6,
         "HSET": 6,
         "EVALSHA": 1,
+        "XREVRANGE": 1,
         "XADD": 2,
         "FT.CREATE": 6,
         "FT.SEARCH": 1,  # whether what the memory saved is indexed
