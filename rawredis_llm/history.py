@@ -195,7 +195,7 @@ class ChatHistory(Bound[C_co]):
 
         A message is a `Message` or a dict with `role`, `content` and whatever else belongs to it.
         """
-        return (yield from self._append([_body_of(message) for message in messages]))
+        return (yield from self._append([body_of(message) for message in messages]))
 
     @operation
     def edit(self, message_id: str, content: Any, /, **extra: Any) -> Op[bool]:
@@ -435,7 +435,8 @@ def as_message(message: Message | Mapping[str, Any]) -> Message:
     return Message(message["role"], message["content"], extra=extra)
 
 
-def _body_of(given: Message | Mapping[str, Any]) -> tuple[str, str]:
+def body_of(given: Message | Mapping[str, Any]) -> tuple[str, str]:
+    """Return a message as it is stored, and what tells it from others, '' where it has no id."""
     message = as_message(given)
     return _body(message.role, message.content, message.extra, message.id)
 
@@ -560,7 +561,7 @@ def _read_lines(path: str | os.PathLike[str]) -> list[tuple[str, str, str]]:
             message = from_json(line.strip())
             try:
                 id_ = message.pop(_ID_KEY, None) if isinstance(message, dict) else None
-                body, once = _body_of(message)
+                body, once = body_of(message)
                 if id_ is not None:
                     place = _place(_message_id(_ID_KEY, id_))
                     if place <= newest or new:

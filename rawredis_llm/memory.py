@@ -6,6 +6,7 @@ neither see nor delete what is another's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from .protocol.operation import Bound, C_co, Now, Op, Plan, operation
 from .retriever import Document
 from .search.fields import Numeric
 from .search.filters import Filter, number, whole_number
+from .search.query import MAX_RESULTS
 from .vector_index import Row, VectorIndex
 
 __all__ = ["VectorMemory"]
@@ -103,6 +105,8 @@ class VectorMemory(Bound[C_co]):
         data = to_json("inputs or outputs", {"inputs": said, "outputs": answered})
         if not 0 < float(number(importance, "importance")) <= 1:
             raise ValueError(f"importance must be above 0, to 1, not {importance!r}")
+        if not isinstance(metadata, (Mapping, type(None))):
+            raise TypeError(f"metadata must be a dict or None, not {type(metadata).__name__}")
         own = dict(metadata or {})
         if taken := [name for name in own if name in (*_OWN, "inputs", "outputs", "metadata")]:
             raise ValueError(f"metadata: {taken[0]!r} is a turn's own")
@@ -119,11 +123,10 @@ class VectorMemory(Bound[C_co]):
         return identity
 
     def _trim(self, capacity: int) -> Op[None]:
-        mine = owned_by(self._scope)
-        surplus = (yield from self._index.any.count(mine)) - capacity
-        if surplus > 0:
-            oldest = yield from self._index.matching(mine, [], sort_by="created", limit=surplus)
-            yield from self._index.any.delete([row.id for row in oldest])
+        surplus = yield from self._index.matching(
+            owned_by(self._scope), [], sort_by="-created", offset=capacity, limit=1000
+        )
+        yield from self._index.any.delete([row.id for row in surplus])
 
     @operation
     def load(
@@ -146,7 +149,8 @@ class VectorMemory(Bound[C_co]):
         condition = self._mine(filter)
         vectors = yield from self._embedder.queries([query])
         wanted = ["text", "turn", "created", "importance", "metadata"]
-        [rows] = yield from self._index.nearest(vectors[0], max(4 * most, 20), condition, wanted)
+        wide = min(max(4 * most, 20), MAX_RESULTS)
+        [rows] = yield from self._index.nearest(vectors[0], wide, condition, wanted)
         now = yield from Now()
         found = [self._document(row, now) for row in rows if limit is None or row.distance <= limit]
         return sorted(found, key=lambda one: one.score or 0.0, reverse=True)[:most]
@@ -192,8 +196,8 @@ def _weights(weights: Mapping[str, float] | None) -> list[float]:
     if unknown := given.keys() - set(_WEIGHTS):
         raise ValueError(f"weights are of {', '.join(_WEIGHTS)}, not of {min(unknown)!r}")
     found = [float(number(given.get(name, 1.0), f"weights: {name}")) for name in _WEIGHTS]
-    if min(found) < 0:
-        raise ValueError("weights must be 0 or above")
+    if not all(0 <= weight < math.inf for weight in found):
+        raise ValueError("weights must be 0 or above, and finite")
     return found
 
 

@@ -6,13 +6,22 @@ enough for each, stands in one hash beside it, read in the same round trip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from .embedding import as_embedder
 from .index.lazy import LazyIndex, owned_by
-from .keys import digest, distance_limit, from_json, indexed_key_part, require_text, to_json
+from .keys import (
+    clear_matching,
+    digest,
+    distance_limit,
+    escape_glob,
+    from_json,
+    indexed_key_part,
+    require_text,
+    to_json,
+)
 from .protocol import commands
 from .protocol.operation import Batch, Bound, C_co, Op, Plan, operation
 from .search.fields import Tag
@@ -90,19 +99,18 @@ class SemanticRouter(Bound[C_co]):
         `max_distance` is the route's from now on (None: as it was, else the router's).
         """
         require_text("name", name)
-        if isinstance(examples, str):
-            raise TypeError("examples must be a list of texts, not one text")
-        texts = list(dict.fromkeys(require_text("examples", one) for one in examples))
+        texts = _texts(examples)
         if not texts:
             raise ValueError("examples: none is given")
         limit = None if max_distance is None else distance_limit("max_distance", max_distance)
+        kept = to_json("max_distance", limit)
         vectors = yield from self._embedder.documents(texts)
         label = _label(name)
         fields = [{"scope": self._scope, "route": label, "name": name, "text": t} for t in texts]
         ids = [f"{self._scope}:{label}:{digest(text)}" for text in texts]
         yield from self._index.write(ids, vectors, fields)
         verb = "HSETNX" if limit is None else "HSET"
-        yield from Batch([(verb, self._limits, name, to_json("max_distance", limit))])
+        yield from Batch([(verb, self._limits, name, kept)])
         return len(texts)
 
     @operation
@@ -111,12 +119,10 @@ class SemanticRouter(Bound[C_co]):
         label = _label(require_text("name", name))
         if examples is None:
             yield from Batch([("HDEL", self._limits, name)])
-            route = Tag("route") == label
-            return (yield from self._index.forget(owned_by(self._scope) & route))
-        if isinstance(examples, str):
-            raise TypeError("examples must be a list of texts, not one text")
-        ids = [f"{self._scope}:{label}:{digest(text)}" for text in examples]
-        return (yield from commands.unlink([self._index.prefix + one for one in ids])) if ids else 0
+            return (yield from self._cleared(f"{self._scope}:{label}:"))
+        start = f"{self._index.prefix}{self._scope}:{label}:"
+        keys = [start + digest(text) for text in _texts(examples)]
+        return (yield from commands.unlink(keys)) if keys else 0
 
     @operation
     def routes(self) -> Op[list[Route]]:
@@ -159,7 +165,11 @@ class SemanticRouter(Bound[C_co]):
     def clear(self) -> Op[int]:
         """Remove all routes; return how many examples there were."""
         yield from commands.unlink([self._limits])
-        return (yield from self._index.forget(owned_by(self._scope)))
+        return (yield from self._cleared(f"{self._scope}:"))
+
+    def _cleared(self, start: str) -> Op[int]:
+        """Delete the examples whose ids begin so, indexed or not; return how many."""
+        return (yield from clear_matching(escape_glob(self._index.prefix + start) + "*"))
 
     def _known(self, limits: Mapping[bytes, bytes]) -> dict[str, float]:
         """Return the routes that there are, and how near is near enough for each."""
@@ -169,6 +179,12 @@ class SemanticRouter(Bound[C_co]):
             is_number = isinstance(own, (int, float)) and not isinstance(own, bool)
             found[name.decode()] = float(own) if is_number else self._max_distance
         return found
+
+
+def _texts(examples: Sequence[str]) -> list[str]:
+    if isinstance(examples, str) or not isinstance(examples, Iterable):
+        raise TypeError(f"examples must be a list of texts, not {type(examples).__name__}")
+    return list(dict.fromkeys(require_text("examples", one) for one in examples))
 
 
 def _label(name: str) -> str:

@@ -13,13 +13,15 @@ from typing import Any, Final
 
 from .conversation import text_of
 from .embedding import as_embedder
-from .history import ChatHistory, Message, as_message, created_at, messages_of
+from .history import ChatHistory, Message, as_message, body_of, created_at, messages_of
 from .index.lazy import LazyIndex, owned_by
 from .keys import (
+    LONGEST_TTL,
     clear_matching,
     digest,
     distance_limit,
     escape_glob,
+    indexed_key_part,
     milliseconds,
     require_text,
 )
@@ -75,6 +77,7 @@ class SemanticHistory(Bound[C_co]):
     ) -> None:
         self._bind(client)
         self._embedder = as_embedder(embedder)
+        indexed_key_part("namespace", namespace)
         self.history = ChatHistory(
             client, session, namespace=namespace, ttl=ttl, max_messages=max_messages
         )
@@ -85,6 +88,8 @@ class SemanticHistory(Bound[C_co]):
         self._scope = digest("history", namespace, session, self._embedder.fingerprint)
         fields = [Tag("role", case_sensitive=True), Numeric("created")]
         self._index = LazyIndex(f"{namespace}.semantic", fields)
+        self._most = max_messages
+        self._added: list[int] = [0]  # since vectors of trimmed messages were looked for
         self._renewed: list[float] = []  # when this process last saw to all vectors' ttl
 
     @property
@@ -112,11 +117,20 @@ class SemanticHistory(Bound[C_co]):
         return (yield from self._add([as_message(message) for message in messages]))
 
     def _add(self, messages: list[Message]) -> Op[list[str]]:
+        for message in messages:
+            body_of(message)  # so that what is wrong with it is said before anything is sent
         vectors = yield from self._embedded(messages)
+        if vectors:  # else what cannot be indexed would be added and not found
+            chosen = [replace(messages[at], id="0-0") for at in vectors]
+            yield from self._index.prepare(list(vectors.values()), self._fields(chosen))
         ids: list[str] = yield from self.history.plan.add_many(messages)
         named = [replace(one, id=id_) for one, id_ in zip(messages, ids, strict=True)]
         yield from self._write(named, vectors)
         yield from self._renew()
+        self._added[0] += len(ids)
+        if self._most is not None and self._added[0] > max(self._most // 4, 16):
+            self._added[0] = 0
+            yield from self._prune()
         return ids
 
     def _embedded(self, messages: list[Message]) -> Op[dict[int, Any]]:
@@ -129,14 +143,32 @@ class SemanticHistory(Bound[C_co]):
     def _write(self, messages: Sequence[Message], vectors: Mapping[int, Any]) -> Op[None]:
         if not vectors:
             return
-        chosen = [messages[at] for at in vectors]
-        fields = [
-            {"scope": self._scope, "role": _label(one.role), "created": created_at(one.id)}
-            for one in chosen
-        ]
+        chosen = [messages[at] for at in vectors if messages[at].id]
         ids = [f"{self._scope}:{one.id}" for one in chosen]
-        lasts = None if self._ttl is None else _LASTS * self._ttl
-        yield from self._index.write(ids, list(vectors.values()), fields, ttl=lasts)
+        lasts = None if self._ttl is None else min(_LASTS * self._ttl, LONGEST_TTL)
+        kept = [vector for at, vector in vectors.items() if messages[at].id]
+        yield from self._index.write(ids, kept, self._fields(chosen), ttl=lasts)
+
+    def _fields(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return what stands beside messages' vectors; `of` tells which words those are of."""
+        return [
+            {
+                "scope": self._scope,
+                "role": _label(one.role),
+                "created": created_at(one.id),
+                "of": digest(text_of(one)),
+            }
+            for one in messages
+        ]
+
+    def _prune(self) -> Op[None]:
+        """Delete the vectors of messages before the oldest that there is."""
+        args = ("XRANGE", self.history.key, "-", "+", "COUNT", 1)
+        oldest = yield from Command(args, messages_of)
+        gone = owned_by(self._scope)
+        if oldest:
+            gone &= Numeric("created") < oldest[0].created
+        yield from self._index.forget(gone)
 
     def _renew(self) -> Op[None]:
         """Give all vectors their time to live anew, where the last time is the ttl ago."""
@@ -145,11 +177,11 @@ class SemanticHistory(Bound[C_co]):
         now = yield from Now()
         if self._renewed and now - self._renewed[0] < self._ttl:
             return
-        self._renewed[:] = [now]
         mine = owned_by(self._scope)
         rows = yield from self._index.matching(mine, [], limit=MAX_RESULTS)
-        lasts = round(_LASTS * self._ttl * 1000)
+        lasts = round(min(_LASTS * self._ttl, LONGEST_TTL) * 1000)
         yield from Batch([commands.pexpire(self._index.prefix + row.id, lasts) for row in rows])
+        self._renewed[:] = [now]
 
     @operation
     def edit(self, message_id: str, content: Any, /, **extra: Any) -> Op[bool]:
@@ -160,10 +192,11 @@ class SemanticHistory(Bound[C_co]):
             return False
         if not vectors:
             yield from self._forget([message_id])
-            return True
-        [(edited, _, _)] = yield from self._read([message_id], 0)
-        if edited is not None:
-            yield from self._write([edited], vectors)
+        else:
+            [(edited, _, _)] = yield from self._read([message_id], 0)
+            if edited is not None:
+                yield from self._write([replace(edited, content=content)], vectors)
+        yield from self._renew()
         return True
 
     @operation
@@ -171,6 +204,7 @@ class SemanticHistory(Bound[C_co]):
         """Delete a message and its vector; return whether it was there."""
         deleted = yield from self.history.plan.delete(message_id)
         yield from self._forget([message_id])
+        yield from self._renew()
         return deleted
 
     @operation
@@ -185,16 +219,25 @@ class SemanticHistory(Bound[C_co]):
         """Make all messages of the session found that are not yet; return how many."""
         messages: list[Message] = yield from self.history.plan.messages()
         there = yield from Batch(
-            [("EXISTS", f"{self._index.prefix}{self._scope}:{one.id}") for one in messages]
+            [("HGET", f"{self._index.prefix}{self._scope}:{one.id}", "of") for one in messages]
         )
-        missing = [one for one, known in zip(messages, there, strict=True) if not known]
-        vectors = yield from self._embedded(missing)
-        yield from self._write(missing, vectors)
+        missing = [
+            one
+            for one, of in zip(messages, there, strict=True)
+            if of != digest(text_of(one)).encode()
+        ]
+        return (yield from self._indexed(missing))
+
+    def _indexed(self, messages: list[Message]) -> Op[int]:
+        """Write the vectors of messages that are there; return how many have text."""
+        vectors = yield from self._embedded(messages)
+        yield from self._write(messages, vectors)
         return len(vectors)
 
     def _forget(self, ids: Iterable[str]) -> Op[None]:
         keys = [f"{self._index.prefix}{self._scope}:{one}" for one in ids]
-        yield from commands.unlink(keys)
+        if keys:
+            yield from commands.unlink(keys)
 
     # -- searching ---------------------------------------------------------------------------------
 
@@ -222,27 +265,36 @@ class SemanticHistory(Bound[C_co]):
         newest = whole_number("recent", recent, 0)
         condition = self._of_roles(roles)
         vectors = yield from self._embedder.queries([query])
+        look = most
         while True:
-            wide = most if self._half_life is None else max(4 * most, 20)
-            [rows] = yield from self._index.nearest(vectors[0], wide, condition, ["created"])
+            wide = min(look if self._half_life is None else max(4 * look, 20), MAX_RESULTS)
+            returned = ["created", "of"]
+            [rows] = yield from self._index.nearest(vectors[0], wide, condition, returned)
             now = yield from Now()
             near = [row for row in rows if limit is None or row.distance <= limit]
-            ranked = sorted(((self._score(row, now), row) for row in near), key=_falling)[:most]
+            ranked = sorted(((self._score(row, now), row) for row in near), key=_falling)[:look]
             ids = [row.id.partition(":")[2] for _, row in ranked]
             read = yield from self._read(ids, around)
             found = [
                 Recalled(message, row.distance, score, before, after)
                 for (score, row), (message, before, after) in zip(ranked, read, strict=True)
-                if message is not None
+                if message is not None and row.fields.get("of") == digest(text_of(message))
             ]
             if len(found) == len(ids):
                 break
-            # Deleted, trimmed or expired; their vectors would hide what is there.
-            yield from self._forget(
-                id_ for id_, one in zip(ids, read, strict=True) if one[0] is None
-            )
+            # Deleted, trimmed or edited behind our back: what is out of date hides what is there.
+            look = max(4 * look, 64)
+            gone = [id_ for id_, one in zip(ids, read, strict=True) if one[0] is None]
+            if gone:
+                yield from self._forget(gone)
+                yield from self._prune()
+            sound = {one.message.id for one in found}
+            there = [one[0] for one in read if one[0] is not None]
+            changed = [one for one in there if one.id not in sound]
+            yield from self._forget(one.id for one in changed)
+            yield from self._indexed(changed)
         if found or not newest:
-            return found
+            return found[:most]
         last = yield from self.history.plan.messages(newest, roles=roles)
         return [Recalled(message) for message in reversed(last)]
 

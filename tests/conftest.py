@@ -82,6 +82,21 @@ def client(server: EmbeddedServer) -> Iterator[Client]:
         yield client
 
 
+class Clock:
+    """What time clients think it is; servers know better."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1_700_000_000.0
+        for module in ("rawredis_llm.sync.client", "rawredis_llm.aio.client"):
+            monkeypatch.setattr(f"{module}.time", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock that stands until the test sets it."""
+    return Clock(monkeypatch)
+
+
 @pytest.fixture
 def scripted() -> Iterator[Any]:
     """Make servers that answer by scripts: see `test_faults`, which needs what is here."""

@@ -39,6 +39,8 @@ class LazyIndex:
     @staticmethod
     def over(index: VectorIndex[Any]) -> LazyIndex:
         """Return what keeps its documents in an index of the user's. Raises ValueError."""
+        if len(index.prefixes) != 1:
+            raise ValueError("the index must have one prefix, not several")
         tag = index.schema.fields.get("scope")
         if not isinstance(tag, Tag) or not tag.case_sensitive:
             raise ValueError('the index needs the field Tag("scope", case_sensitive=True)')
@@ -49,16 +51,9 @@ class LazyIndex:
 
     @property
     def fields(self) -> Mapping[str, Field]:
-        """The fields that documents have, by name."""
-        if self._index is not None:
-            return self._index.schema.fields
-        return {field.name: field for field in self._fields}
-
-    def of(self, dim: int) -> VectorIndex[Plan]:
-        """Return the index, of vectors of this size if it has none yet."""
-        if self._index is None:
-            self._index = self._made(dim)
-        return self._index
+        """The fields that documents have beside their vectors, by name."""
+        fields = self._fields if self._index is None else self._index.schema.fields.values()
+        return {field.name: field for field in fields if not isinstance(field, Vector)}
 
     @property
     def any(self) -> VectorIndex[Plan]:
@@ -69,6 +64,19 @@ class LazyIndex:
         fields = [*self._fields, Vector("vector", dim)]
         return VectorIndex(Plan(), self._name, fields, prefix=self.prefix)
 
+    def prepare(self, vectors: Any, fields: Sequence[Mapping[str, Any]]) -> Op[VectorIndex[Plan]]:
+        """See that documents can be written, and create the index where there is none.
+
+        Raises ValueError or TypeError, before anything is sent, for what cannot be, and
+        IndexMismatchError.
+        """
+        index = self._index or self._made(len(vectors[0]))
+        index.check_load(None, vectors, fields)
+        if not self._ready:
+            yield from ensure_index(index.name, index.prefixes, index.schema)
+            self._index, self._ready = index, True
+        return index
+
     def write(
         self,
         ids: Sequence[str],
@@ -77,11 +85,8 @@ class LazyIndex:
         *,
         ttl: float | None = None,
     ) -> Op[None]:
-        """Write documents, and the index where there is none. Raises IndexMismatchError."""
-        index = self.of(len(vectors[0]))
-        if not self._ready:
-            yield from ensure_index(index.name, index.prefixes, index.schema)
-            self._ready = True
+        """Write documents, and the index where there is none; see `prepare`."""
+        index = yield from self.prepare(vectors, fields)
         load = index.load(ids, vectors, fields, ttl=ttl)
         yield from write_indexed(index.name, index.prefixes, index.schema, load)
 
@@ -97,7 +102,8 @@ class LazyIndex:
 
         All in one round trip. Where there is no index there are no documents.
         """
-        search = self.of(len(vector)).search(vector, k, filter=condition, return_fields=fields)
+        index = self._index or self._made(len(vector))
+        search = index.search(vector, k, filter=condition, return_fields=fields)
         found, *rest = yield from together([search, *others], raise_errors=False)
         if isinstance(found, IndexNotFoundError):
             self._ready = False
