@@ -30,6 +30,7 @@ from .search.query import MAX_RESULTS
 __all__ = ["Route", "Routing", "SemanticRouter"]
 
 _NEAREST: Final = 50  # examples that a choice is made of
+_ROUNDING: Final = 1e-6  # what float32 leaves of the distance between equal vectors
 
 
 @dataclass(slots=True)
@@ -156,7 +157,7 @@ class SemanticRouter(Bound[C_co]):
                 text = row.fields.get("text", "")
                 considered[name] = Route(name, limit_of[name], row.distance, text)
         for route in considered.values():
-            if route.distance is not None and route.distance <= route.max_distance:
+            if route.distance is not None and route.distance <= route.max_distance + _ROUNDING:
                 chosen = (route.name, route.distance, route.example)
                 return Routing(*chosen, list(considered.values()))
         return Routing(None, None, "", list(considered.values()))

@@ -578,3 +578,20 @@ def test_a_shape_is_refused_or_found(client: Client, shape: str) -> None:
     except ValueError:
         return
     assert index.count(GeoShape("plane").intersects(shape)) == 1
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "@n:[(5 +inf]",
+        "(a|b) c",
+        r"@t:{a\)b}",
+        '@t:{"a)b"}',
+        '"a)b"',
+        r"a\) b",
+        "@t:{x} (y)",
+        '@t:{"(" | "}"} (y)',
+    ],
+)
+def test_raw_text_whose_brackets_match_is_sent_as_it_is(query: str) -> None:
+    assert Raw(query).query == f"({query})"

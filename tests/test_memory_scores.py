@@ -21,6 +21,7 @@ from rawredis_llm import (
     Document,
     Filter,
     Numeric,
+    Raw,
     Tag,
     Text,
     Vector,
@@ -524,3 +525,11 @@ def test_a_bad_option_is_named(options: dict[str, Any], error: type[Exception]) 
 def test_a_weight_is_finite() -> None:
     with Client(NOBODY) as client, pytest.raises(ValueError, match="weights"):
         VectorMemory(client, Circle(), scope="u1", weights={"nearness": math.inf})
+
+
+@pytest.mark.parametrize(
+    "query", ["@created:[0 1]) | (@created:[0 inf]", '@scope:{"x"}) | (*', "a) (b", "(a", "a)"]
+)
+def test_no_raw_filter_reaches_beyond_the_scope(redis: Redis, query: str) -> None:
+    with pytest.raises(ValueError, match="brackets"):
+        redis.do(make(redis).forget(Raw(query)))

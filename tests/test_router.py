@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pytest
 
 from counting import cost
-from rawredis_llm import Client, EmbeddedServer, Route, SemanticRouter, errors
+from rawredis_llm import Client, EmbeddedServer, HashingEmbedder, Route, SemanticRouter, errors
 from rawredis_llm.search.query import info
 from test_semantic_cache import NOBODY, Circle, Documents, at, vector
 
@@ -469,3 +469,11 @@ def test_examples_that_are_no_texts_are_refused_by_name(use: Callable[[Any], obj
 def test_a_bad_option_is_named(options: dict[str, Any], error: type[Exception]) -> None:
     with Client(NOBODY) as client, pytest.raises(error, match=next(iter(options))):
         SemanticRouter(client, **{"embedder": Circle(), **options})
+
+
+def test_an_example_is_near_enough_to_itself_whatever_rounding_leaves(client: Client) -> None:
+    router = SemanticRouter(client, HashingEmbedder(64), max_distance=0.0)
+    texts = [f"example number {i} of many" for i in range(50)]
+    router.add("a", texts)
+    assert [router.route(text).name for text in texts] == ["a"] * 50
+    assert router.route("nothing of the kind").name is None

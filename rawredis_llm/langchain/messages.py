@@ -5,7 +5,7 @@ Nothing that is read names a module or a class to load: `langchain_core.load` is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from json import JSONDecodeError
 from typing import Any, Final
 
@@ -82,11 +82,11 @@ def _usable(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def loaded(kind: Any, data: Mapping[str, Any]) -> BaseMessage:
+def loaded(kind: Any, data: dict[str, Any]) -> BaseMessage:
     """Return the message of `dumped`'s values."""
     if not isinstance(kind, str) or kind not in _MESSAGES:
         raise UnexpectedReplyError(f"a message of unknown type {kind!r}")
-    return _MESSAGES[kind](**_usable({**data}))
+    return _MESSAGES[kind](**_usable(data))
 
 
 def to_history(message: BaseMessage) -> Message:
@@ -107,17 +107,18 @@ def from_history(message: Message) -> BaseMessage:
 
     Raises UnexpectedReplyError for one that cannot be read.
     """
+    data = message.extra  # its own: it was made of what was read
     try:
-        if _KIND not in message.extra:
+        kind = data.pop(_KIND, None)
+        if kind is None:
             return _of_others(message)
-        extra = {**message.extra}
-        kind = extra.pop(_KIND)
         for name, kept in _RENAMED.items():
-            if kept in extra:
-                extra[name] = extra.pop(kept)
+            if kept in data:
+                data[name] = data.pop(kept)
         if kind == "chat":
-            extra["role"] = message.role
-        return loaded(kind, {"content": message.content, **extra})
+            data["role"] = message.role
+        data["content"] = message.content
+        return loaded(kind, data)
     except UNREADABLE as error:
         raise UnexpectedReplyError(f"message {message.id} cannot be read: {error!r}") from error
 

@@ -17,6 +17,10 @@ from typing import Any, Final, NamedTuple
 __all__ = ["Filter", "Raw"]
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# What in a query is no bracket: escaped, quoted, a range's bounds, a tag's labels.
+_APART: Final = re.compile(
+    r'\\.|"(?:\\.|[^"\\])*"|\[[^\]]*\]|\{(?:\\.|"(?:\\.|[^"\\])*"|[^}\\"])*\}', re.DOTALL
+)
 _SPACE: Final = " \t\n\v\f\r"
 _ASCII_MARKS: Final = re.compile(r"([^\w\x80-\U0010ffff])", re.ASCII)
 _CONTROLS: Final = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
@@ -132,6 +136,13 @@ def Raw(query: str) -> Filter:  # noqa: N802 - as its field's classes, it stands
     """
     if not isinstance(query, str) or query.strip() in ("", "*"):
         raise ValueError("Raw takes the text of a query; for all documents give no filter")
+    depth = 0
+    for bracket in re.findall(r"[()]", _APART.sub("", query)):
+        depth += 1 if bracket == "(" else -1
+        if depth < 0:
+            break
+    if depth:  # else it would reach beyond what it is joined with, such as whose documents they are
+        raise ValueError(f"Raw: the brackets of {query!r} do not match")
     return Filter((f"({query})",), frozenset(), f"Raw({query!r})")
 
 
