@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from rawredis_llm import AsyncClient, Client, EmbeddedServer
+from rawredis_llm import AsyncClient, Client, EmbeddedServer, SearchResult, VectorIndex
 from rawredis_llm.errors import IndexMismatchError
 from rawredis_llm.langchain import RedisNum, RedisText, RedisVectorStore
+from rawredis_llm.protocol.operation import Now
 from stores import Points, Stores, eventually, ids_of, texts_of
 
 
@@ -368,3 +369,21 @@ async def test_a_closed_store_closes_its_connections_only_once(stores: Stores) -
         await store.aclose()
     with pytest.raises(RuntimeError, match="closed"):
         store.similarity_search("a")
+
+
+def test_a_search_that_saw_a_part_only_is_told_of_once(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = stores()
+    store.add_texts(["a"])
+
+    def search(*_: Any, **__: Any) -> Any:
+        yield from Now()
+        return SearchResult([], 0, partial=True, warnings=["its time was up"])
+
+    monkeypatch.setattr(VectorIndex, "search", search)
+    for _ in range(3):
+        assert store.similarity_search("a") == []
+    assert [record.message for record in caplog.records] == [
+        "the search saw a part only: its time was up"
+    ]

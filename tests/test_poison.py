@@ -361,3 +361,37 @@ def test_a_direction_is_found_whatever_its_length(client: Client, dtype: str) ->
         rows = index.search(np.tile(signs, 2), len(names)).rows
         near = {row.id for row in rows if abs(row.distance) < 0.01}
         assert near == {name for name in names if name.startswith(f"{n} ")}
+
+
+@pytest.mark.parametrize(
+    ("given_", "error"),
+    [
+        ([[1.0, "x"]], TypeError),
+        ([[1.0, None]], TypeError),
+        ([[1.0, 1j]], TypeError),
+        ([[1.0], [1.0, 2.0]], ValueError),
+        ([[1.0, 2.0], [1.0]], ValueError),
+        ([[1.0, 1e300]], ValueError),
+        ([[1.0, math.nan]], ValueError),
+        ([[1.0, 2.0], [0.0, 0.0]], ValueError),
+        ([[1.0, 2.0], "ab"], (TypeError, ValueError)),
+        ([[]], ValueError),
+    ],
+    ids=str,
+)
+def test_a_list_is_refused_for_what_comes_after_its_first_float(given_: Any, error: Any) -> None:
+    with pytest.raises(error):
+        as_matrix(given_)
+    if len(given_) == 1:
+        with pytest.raises(error):
+            as_vector(given_[0])
+
+
+@given(st.lists(st.floats(-1e6, 1e6, width=64), min_size=1, max_size=9), st.integers(1, 4))
+def test_lists_of_floats_are_what_numpy_makes_of_them(numbers: list[float], rows: int) -> None:
+    numbers[0] = numbers[0] or 1.0
+    expected = np.array([numbers] * rows, "<f4")
+    if (np.einsum("ij,ij->i", expected, expected) < 1e-30).any():
+        return  # refused for its length
+    assert as_matrix([numbers] * rows).tobytes() == expected.tobytes()
+    assert as_vector(numbers).tobytes() == expected[0].tobytes()

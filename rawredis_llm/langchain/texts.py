@@ -86,10 +86,9 @@ class StoredTexts(Linked, VectorStore):
     ) -> None:
         if isinstance(index_name, Mapping):  # the second argument of (embeddings, config)
             config, index_name = index_name, None
-        own = {**locals()}
-        del own["self"], own["config"]
         if config is not None:
-            given = {name: value for name, value in own.items() if value is not None}
+            given = {name: value for name, value in locals().items() if value is not None}
+            del given["self"], given["config"]
             if twice := given.keys() & config.keys():
                 raise TypeError(f"{min(twice)} is given twice: by config, and beside it")
             StoredTexts.__init__(self, **{**given, **config})

@@ -166,7 +166,7 @@ def _packed(values: list[Any]) -> Array | None:
     try:
         if type(first) is float:
             return np.frombuffer(_struct(f"<{len(values)}f").pack(*values), "<f4")
-        if type(first) is list and first and type(first[0]) is float:
+        if type(first) is list and first and {type(first[0]), *map(type, values)} == {float, list}:
             pack = _struct(f"<{len(first)}f").pack
             data = b"".join([pack(*row) for row in values])
             return np.frombuffer(data, "<f4").reshape(len(values), len(first))
