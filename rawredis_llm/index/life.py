@@ -63,7 +63,9 @@ class Life(Bound[C_co]):
         given = [given] if isinstance(given, str) else list(given)
         self.prefixes = [indexed_key_part("prefix", one) for one in given]
         if not self.prefixes or set("\r\n") & set("".join(self.prefixes)):
-            raise ValueError("prefix must not be an empty list, nor hold line breaks (default: the name)")
+            raise ValueError(
+                "prefix must not be an empty list, nor hold line breaks (default: the name)"
+            )
         # With several, none is the one that an id could do without.
         self.prefix = self.prefixes[0] if len(self.prefixes) == 1 else ""
         self.embedder = ""
