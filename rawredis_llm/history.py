@@ -249,8 +249,7 @@ class ChatHistory(Bound[C_co]):
 
         Raises ValueError if there is such a session.
         """
-        other: ChatHistory[C_co] = self._planned()
-        other.client = self.client
+        other: ChatHistory[C_co] = self.bound_to(self.client)
         other._name(to_session)
         if other.key == self.key:
             raise ValueError("to_session is this session itself")
