@@ -534,3 +534,11 @@ async def test_a_server_that_is_away_is_a_miss_which_is_logged(
             found = model.invoke(FRANCE) if colour == "sync" else await model.ainvoke(FRANCE)
             assert found.content == wanted
     assert any("out of reach" in record.getMessage() for record in caplog.records)
+
+
+def test_a_client_may_stand_where_the_url_does(url: str, kept: Any) -> None:
+    with Client(url) as client:
+        cache = kept(RedisSemanticCache(Recording(), client))
+        assert cache.link.sync is client
+        with pytest.raises(TypeError, match="only one"):
+            RedisSemanticCache(Recording(), client, client=client)

@@ -440,3 +440,20 @@ def test_who_may_not_write_the_manifest_still_makes_an_index(redis: Redis, bob: 
     redis.do(cache.store(at(0), "r"))
     assert answer(redis.do(cache.lookup(at(0.1)))) == "r"
     assert answer(redis.do(make(redis).lookup(at(0.1)))) == "r"
+
+
+def test_a_models_answers_are_deleted_and_no_others(redis: Redis) -> None:
+    mine, theirs = make(redis, scope="mine"), make(redis, scope="theirs")
+    for cache in (mine, theirs):
+        for model in ("", "a", "b"):
+            for i in range(3):
+                redis.do(cache.store(at(i), f"{model} {i}", model))
+    assert redis.do(mine.delete_model("a")) == 3
+    assert redis.do(mine.delete_model("a")) == 0
+    assert redis.do(mine.lookup(at(0), "a")) is None
+    assert answer(redis.do(mine.lookup(at(0), "b"))) == "b 0"
+    assert answer(redis.do(theirs.lookup(at(0), "a"))) == "a 0"
+    assert redis.do(mine.delete_model("")) == 3
+    assert kept(redis) == 3 + 9
+    with pytest.raises(TypeError, match="model"):
+        redis.do(mine.delete_model(None))
