@@ -455,5 +455,6 @@ def test_a_models_answers_are_deleted_and_no_others(redis: Redis) -> None:
     assert answer(redis.do(theirs.lookup(at(0), "a"))) == "a 0"
     assert redis.do(mine.delete_model("")) == 3
     assert kept(redis) == 3 + 9
+    nothing: Any = None
     with pytest.raises(TypeError, match="model"):
-        redis.do(mine.delete_model(None))
+        redis.do(mine.delete_model(nothing))
