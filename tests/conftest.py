@@ -82,6 +82,42 @@ def client(server: EmbeddedServer) -> Iterator[Client]:
         yield client
 
 
+@pytest.fixture(params=["search", "plain"])
+def url(
+    request: pytest.FixtureRequest, server: EmbeddedServer, plain_server: EmbeddedServer
+) -> str:
+    """Return the address of an empty server, with and without a search module."""
+    url = server.url if request.param == "search" else plain_server.url
+    with Client(url) as client:
+        client.call("FLUSHALL")
+    return url
+
+
+@pytest.fixture
+async def kept() -> Any:
+    """Give what is opened an end, in the loop of the test: `kept(RedisCache(url))`."""
+    opened: list[Any] = []
+
+    def keep(one: Any) -> Any:
+        opened.append(one)
+        return one
+
+    yield keep
+    for one in opened:
+        await one.aclose()
+
+
+@pytest.fixture
+async def stores(server: EmbeddedServer, client: Client) -> Any:
+    """Make LangChain's vector stores on an empty server."""
+    from stores import Stores
+
+    assert client.call("DBSIZE") == 0
+    stores = Stores(server.url)
+    yield stores
+    await stores.aclose()
+
+
 class Clock:
     """What time clients think it is; servers know better."""
 

@@ -28,7 +28,7 @@ from langchain_core.outputs import (
 )
 from pydantic import BaseModel
 
-from rawredis_llm import AsyncClient, Client, EmbeddedServer
+from rawredis_llm import AsyncClient, Client
 from rawredis_llm.langchain import RedisCache
 
 T = TypeVar("T")
@@ -37,32 +37,7 @@ NOBODY = "redis://127.0.0.1:1/0"
 """An address where no server listens."""
 
 
-@pytest.fixture
-async def kept() -> Any:
-    """Give what is opened an end, in the loop of the test."""
-    opened: list[Any] = []
-
-    def keep(one: T) -> T:
-        opened.append(one)
-        return one
-
-    yield keep
-    for one in opened:
-        await one.aclose()
-
-
 Keep = Callable[[Any], Any]
-
-
-@pytest.fixture(params=["search", "plain"])
-def url(
-    request: pytest.FixtureRequest, server: EmbeddedServer, plain_server: EmbeddedServer
-) -> str:
-    """Return the address of an empty server, with and without a search module."""
-    url = server.url if request.param == "search" else plain_server.url
-    with Client(url) as client:
-        client.call("FLUSHALL")
-    return url
 
 
 @pytest.fixture

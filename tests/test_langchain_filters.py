@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rawredis_llm import Client, EmbeddedServer, Filter, Numeric, Tag, Text
+from rawredis_llm import Filter, Numeric, Tag, Text
 from rawredis_llm.errors import ReplyError
 from rawredis_llm.langchain import RedisFilter, RedisNum, RedisTag, RedisText, RedisVectorStore
 from stores import Stores, ids_of
-
-
-@pytest.fixture
-async def stores(server: EmbeddedServer, client: Client) -> AsyncIterator[Stores]:
-    """Make stores on an empty server."""
-    assert client.call("DBSIZE") == 0
-    stores = Stores(server.url)
-    yield stores
-    await stores.aclose()
-
 
 HOLDS: dict[str, dict[str, Any]] = {
     "1": {"kinds": ["food", "fine art"], "year": 1990, "job": "senior software engineer"},

@@ -47,20 +47,6 @@ def url(server: EmbeddedServer, client: Client) -> str:
     return server.url
 
 
-@pytest.fixture
-async def kept() -> Any:
-    """Give what is opened an end, in the loop of the test."""
-    opened: list[Any] = []
-
-    def keep(one: Any) -> Any:
-        opened.append(one)
-        return one
-
-    yield keep
-    for one in opened:
-        await one.aclose()
-
-
 Keep = Callable[[Any], Any]
 
 

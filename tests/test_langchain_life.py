@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from rawredis_llm import AsyncClient, Client, EmbeddedServer, SearchResult, VectorIndex
+from rawredis_llm import AsyncClient, Client, SearchResult, VectorIndex
 from rawredis_llm.errors import IndexMismatchError
 from rawredis_llm.langchain import RedisNum, RedisText, RedisVectorStore
 from rawredis_llm.protocol.operation import Now
 from stores import Points, Stores, eventually, ids_of, texts_of
-
-
-@pytest.fixture
-async def stores(server: EmbeddedServer, client: Client) -> AsyncIterator[Stores]:
-    """Make stores on an empty server."""
-    assert client.call("DBSIZE") == 0
-    stores = Stores(server.url)
-    yield stores
-    await stores.aclose()
 
 
 def stored(client: Client) -> set[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -11,18 +10,9 @@ from langchain_core.documents import Document
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from rawredis_llm import Client, EmbeddedServer
+from rawredis_llm import Client
 from rawredis_llm.langchain import RedisNum, RedisVectorStore, VectorStoreRetrieverMemory
 from stores import AsyncPoints, Points, Stores, eventually, ids_of, texts_of
-
-
-@pytest.fixture
-async def stores(server: EmbeddedServer, client: Client) -> AsyncIterator[Stores]:
-    """Make stores on an empty server."""
-    assert client.call("DBSIZE") == 0
-    stores = Stores(server.url)
-    yield stores
-    await stores.aclose()
 
 
 def remembering(store: RedisVectorStore, **options: Any) -> VectorStoreRetrieverMemory:

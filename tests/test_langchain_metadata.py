@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pathlib
-from collections.abc import AsyncIterator
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
@@ -15,18 +14,9 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rawredis_llm import Client, EmbeddedServer
+from rawredis_llm import Client
 from rawredis_llm.langchain import RedisNum, RedisTag, RedisText, RedisVectorStore
 from stores import Stores, eventually, ids_of, texts_of
-
-
-@pytest.fixture
-async def stores(server: EmbeddedServer, client: Client) -> AsyncIterator[Stores]:
-    """Make stores on an empty server."""
-    assert client.call("DBSIZE") == 0
-    stores = Stores(server.url)
-    yield stores
-    await stores.aclose()
 
 
 def found(store: RedisVectorStore, condition: Any) -> set[str]:

@@ -21,7 +21,7 @@ from langchain_core.messages import (
 )
 from langchain_core.outputs import ChatGeneration, Generation
 
-from rawredis_llm import AsyncClient, Client, EmbeddedServer, HashingEmbedder
+from rawredis_llm import AsyncClient, Client, HashingEmbedder
 from rawredis_llm.langchain import RedisSemanticCache
 
 NOBODY = "redis://127.0.0.1:1/0"
@@ -68,32 +68,7 @@ class Native(Recording):
         return (await self.aembed_documents([text]))[0]
 
 
-@pytest.fixture
-async def kept() -> Any:
-    """Give what is opened an end, in the loop of the test."""
-    opened: list[Any] = []
-
-    def keep(one: Any) -> Any:
-        opened.append(one)
-        return one
-
-    yield keep
-    for one in opened:
-        await one.aclose()
-
-
 Keep = Callable[[Any], Any]
-
-
-@pytest.fixture(params=["search", "plain"])
-def url(
-    request: pytest.FixtureRequest, server: EmbeddedServer, plain_server: EmbeddedServer
-) -> str:
-    """Return the address of an empty server, with and without a search module."""
-    url = server.url if request.param == "search" else plain_server.url
-    with Client(url) as client:
-        client.call("FLUSHALL")
-    return url
 
 
 @pytest.fixture

@@ -13,36 +13,11 @@ from langchain_classic.embeddings import CacheBackedEmbeddings
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_tests.integration_tests.base_store import BaseStoreAsyncTests, BaseStoreSyncTests
 
-from rawredis_llm import AsyncClient, Client, EmbeddedServer, errors
+from rawredis_llm import AsyncClient, Client, errors
 from rawredis_llm.langchain import RedisCache, RedisChatMessageHistory, RedisStore
 
 NOBODY = "redis://127.0.0.1:1/0"
 """An address where no server listens."""
-
-
-@pytest.fixture(params=["search", "plain"])
-def url(
-    request: pytest.FixtureRequest, server: EmbeddedServer, plain_server: EmbeddedServer
-) -> str:
-    """Return the address of an empty server, with and without a search module."""
-    url = server.url if request.param == "search" else plain_server.url
-    with Client(url) as client:
-        client.call("FLUSHALL")
-    return url
-
-
-@pytest.fixture
-async def kept() -> Any:
-    """Give what is opened an end, in the loop of the test."""
-    opened: list[Any] = []
-
-    def keep(one: Any) -> Any:
-        opened.append(one)
-        return one
-
-    yield keep
-    for one in opened:
-        await one.aclose()
 
 
 Keep = Callable[[Any], Any]

@@ -30,20 +30,6 @@ NOBODY = "redis://127.0.0.1:1/0"
 """An address where no server listens."""
 
 
-@pytest.fixture
-async def kept() -> Any:
-    """Give what is opened an end, in the loop of the test."""
-    opened: list[Any] = []
-
-    def keep(one: Any) -> Any:
-        opened.append(one)
-        return one
-
-    yield keep
-    for one in opened:
-        await one.aclose()
-
-
 Keep = Callable[[Any], Any]
 
 

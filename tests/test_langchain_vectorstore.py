@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,22 +13,13 @@ from langchain_core.indexing import InMemoryRecordManager, index
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
 from models import distances
-from rawredis_llm import AsyncClient, Client, EmbeddedServer
+from rawredis_llm import AsyncClient, Client
 from rawredis_llm.errors import IndexMismatchError
 from rawredis_llm.langchain import Redis, RedisConfig, RedisNum, RedisText, RedisVectorStore
 from stores import AsyncPoints, Points, Stores, eventually, ids_of, texts_of
 
 POINTS = Points()
 NOWHERE = "redis://127.0.0.1:1"
-
-
-@pytest.fixture
-async def stores(server: EmbeddedServer, client: Client) -> AsyncIterator[Stores]:
-    """Make stores on an empty server."""
-    assert client.call("DBSIZE") == 0
-    stores = Stores(server.url)
-    yield stores
-    await stores.aclose()
 
 
 def stored(client: Client) -> set[str]:

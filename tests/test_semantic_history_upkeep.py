@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,16 +14,15 @@ import pytest
 
 from counting import cost
 from rawredis_llm import (
-    Batch,
     ChatHistory,
     Client,
-    Command,
     EmbeddedServer,
     Message,
     SemanticHistory,
     errors,
 )
 from rawredis_llm.protocol.operation import watched
+from test_memory_scores import words
 from test_semantic_cache import Circle, at
 from test_semantic_history import contents, make, said, settle, stored
 
@@ -180,16 +179,6 @@ def test_a_search_after_much_was_trimmed_costs_a_few_round_trips(redis: Redis) -
     found = cost(redis, lambda: history.search(at(0)))
     assert said(found.result) == [at(0.58)]
     assert found.round_trips < 20
-
-
-def words(request: Any) -> Iterator[str]:
-    """Yield the words in all commands of a request."""
-    if isinstance(request, Batch):
-        for member in request.members:
-            yield from words(member)
-    elif isinstance(request, (Command, tuple)):
-        args = request if isinstance(request, tuple) else request.args
-        yield from (one for one in args if isinstance(one, str))
 
 
 def test_the_vector_is_that_of_the_edit_which_was_last(client: Client) -> None:
