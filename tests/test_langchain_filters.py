@@ -214,6 +214,11 @@ def test_any_combination_of_filters_finds_what_python_says(
         assert found(any_store, condition) == names, condition
 
 
+def test_negations_among_alternatives_lose_no_document(any_store: RedisVectorStore) -> None:
+    neither = ~(num == -2.5) & ~(num == 1990)
+    assert found(any_store, ~(num == -2.5) & ((tag == "*") | neither)) == ALL - {"1", "3"}
+
+
 @pytest.fixture
 def any_store(stores: Stores) -> RedisVectorStore:
     """A filled store, one for all of a property's examples."""

@@ -73,7 +73,7 @@ class Filter:
         joined: str = "",
     ) -> None:
         self.parts = parts
-        self.joined = joined  # by & or |: then more of the same join it without more brackets
+        self.joined = joined  # by & or |: then more of the same join it without more brackets; or ~
         self.fields = fields  # (name, kind) of each field it speaks of
         self.shown = shown
         self.params = params
@@ -96,7 +96,7 @@ class Filter:
         return self._joined(other, " | ", "|")
 
     def __invert__(self) -> Filter:
-        return Filter(("(-", *self.parts, ")"), self.fields, f"~{self.shown}", self.params)
+        return Filter(("(-", *self.parts, ")"), self.fields, f"~{self.shown}", self.params, "~")
 
     def _joined(self, other: Filter, how: str, sign: str) -> Filter:
         if not isinstance(other, Filter):
@@ -107,6 +107,11 @@ class Filter:
         left, right = (one.parts[1:-1] if one.joined == sign else one.parts for one in pair)
         parts = ("(", *left, how, *right, ")")
         joined = sign
+        if sign == "&" and self.joined == other.joined == "~":
+            # RediSearch 2.10 loses documents where an `and` of nothing but negations stands in an
+            # `or` that stands in another `and`.
+            parts = ("(-(", *self.parts[1:-1], " | ", *other.parts[1:-1], "))")
+            joined, shown = "~", [self.shown, other.shown]
         if sign == "&" and any(kind == "GEOSHAPE" for _, kind in fields):
             # RediSearch 2.10 loses documents where a shape meets another condition in an `and`.
             parts = ("(-((-", *self.parts, ") | (-", *other.parts, ")))")
