@@ -21,7 +21,6 @@ from .embedding import HashingEmbedder
 from .explain import argv
 from .history import ChatHistory
 from .latency.recorder import Recorder
-from .latency.report import table
 from .memory import VectorMemory
 from .protocol.operation import Request, Runnable, watched
 from .retriever import Retriever
@@ -202,7 +201,7 @@ def run(
             part()
         demo.one_round_trip()
         screen.say("\nEvery command, as the client saw it:")
-        screen.say(table(recorder))
+        screen.say(recorder.report().table())
     if screen.failed:
         screen.say(f"\nFAILED: {', '.join(screen.failed)}", "bold red")
         return 1
@@ -351,12 +350,12 @@ class Demo:
         self.screen.say("\nExact lookup + last 10 messages + 4 documents, together")
         question = self.first.question
         retriever = Retriever(self.index, self.embed, k=4)
-        before = sum(seen.count for seen in self.recorder.stats())
+        before = sum(seen.count for seen in self.recorder.report().rows())
         lookup = self.cache.plan.lookup(question, MODEL)
         recall, search = self.history.plan.messages(last=10), retriever.plan.retrieve(question)
         found, seconds = timed(lambda: self.client.gather([lookup, recall, search]))
         hit, messages, documents = found
-        trips = sum(seen.count for seen in self.recorder.stats()) - before
+        trips = sum(seen.count for seen in self.recorder.report().rows()) - before
         wanted = min(4, len(self.passages))
         right = hit is not None and len(messages) == 6 and len(documents) == wanted
         detail = f"{trips} round trip, {len(messages)} messages, {len(documents)} documents"

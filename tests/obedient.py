@@ -19,7 +19,7 @@ from rawredis_llm import Client
 
 if TYPE_CHECKING:
     from conftest import Redis
-    from rawredis_llm.protocol.settings import Sizes, Times
+    from rawredis_llm.protocol.operation import Sent
 
 REPLIES: Final = {
     b"HELLO": b"%0\r\n",
@@ -86,7 +86,7 @@ class Noted:
     def __init__(self) -> None:
         self.events: list[str] = []
 
-    def command(self, name: str, times: Times, sizes: Sizes, error: BaseException | None) -> None:
+    def exchange(self, what: Sent, marks: tuple[float, ...], error: BaseException | None) -> None:
         """Take no note: this is about connections."""
 
     def connection(self, event: str) -> None:

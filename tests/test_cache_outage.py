@@ -15,11 +15,11 @@ import obedient
 from flights import Computing
 from obedient import Obedient, until
 from rawredis_llm import Client, EmbeddedServer, LLMCache, errors
-from rawredis_llm.protocol.operation import Now
+from rawredis_llm.protocol.operation import Now, name_of
 
 if TYPE_CHECKING:
     from conftest import Redis
-    from rawredis_llm.protocol.settings import Sizes, Times
+    from rawredis_llm.protocol.operation import Sent
 
 TROUBLE = (errors.ConnectionError, errors.TimeoutError)
 
@@ -30,14 +30,8 @@ class Exchanges:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def command(
-        self,
-        name: str,
-        times: Times,  # noqa: ARG002 - what an observer is told
-        sizes: Sizes,  # noqa: ARG002
-        error: BaseException | None,  # noqa: ARG002
-    ) -> None:
-        self.names.append(name)
+    def exchange(self, what: Sent, *_: object) -> None:
+        self.names.append(name_of(what))
 
     def connection(self, event: str) -> None:
         """Take no note: this is about what is asked."""

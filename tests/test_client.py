@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import ssl
@@ -17,8 +18,8 @@ import trustme
 
 from conftest import Redis
 from rawredis_llm import Client, Command, EmbeddedServer, LLMCache, errors
-from rawredis_llm.protocol.operation import Batch, Embed, Now, Op
-from rawredis_llm.protocol.settings import Sizes, Times
+from rawredis_llm.protocol.observing import Marks
+from rawredis_llm.protocol.operation import Batch, Embed, Now, Op, Sent, name_of
 
 
 def test_call_takes_and_returns_plain_values(redis: Redis) -> None:
@@ -340,11 +341,11 @@ class Noted:
     """An observer that keeps what it is told."""
 
     def __init__(self) -> None:
-        self.commands: list[tuple[str, Times, Sizes, BaseException | None]] = []
+        self.commands: list[tuple[str, Marks, BaseException | None]] = []
         self.connections: list[str] = []
 
-    def command(self, name: str, times: Times, sizes: Sizes, error: BaseException | None) -> None:
-        self.commands.append((name, times, sizes, error))
+    def exchange(self, what: Sent, marks: tuple[float, ...], error: BaseException | None) -> None:
+        self.commands.append((name_of(what), Marks(*marks), error))  # type: ignore[arg-type]
 
     def connection(self, event: str) -> None:
         self.connections.append(event)
@@ -359,10 +360,17 @@ def test_an_observer_is_told_of_every_exchange(redis: Redis) -> None:
         redis.do(client.call("LPUSH", "k", 1))
     redis.do(client.close())
     assert [name for name, *_ in noted.commands] == ["SET", "GET+STRLEN", "LPUSH"]
-    assert all(times.end >= times.start for _, times, _, _ in noted.commands)
-    sent, received = noted.commands[0][2]
-    assert sent == len(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\ntext\r\n")
-    assert received == (len(b"+OK\r\n") if redis.kind == "sync" else None)
+    for _, marks, _ in noted.commands:
+        assert list(marks[:7]) == sorted(marks[:7])
+        assert marks.attempts == 1
+    assert [marks.commands for _, marks, _ in noted.commands] == [1, 3, 1]
+    first = noted.commands[0][1]
+    assert first.out == len(b"*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$4\r\ntext\r\n")
+    if redis.kind == "sync":
+        assert first.received == len(b"+OK\r\n")
+    else:  # one socket for many calls
+        assert math.isnan(first.received)
+    assert [type(error) for _, _, error in noted.commands[:2]] == [type(None)] * 2
     assert noted.connections == ["opened", "closed"]
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from rawredis_llm import AsyncClient, Client
-from rawredis_llm.protocol.operation import Command, as_member
-from rawredis_llm.protocol.settings import Sizes, Times
+from rawredis_llm.protocol.operation import Command, Sent, as_member, name_of
 from rawredis_llm.protocol.vetting import STATEFUL, vet
 
 
@@ -22,15 +21,9 @@ class Witness:
     def __init__(self) -> None:
         self.told: list[str] = []
 
-    def command(
-        self,
-        name: str,
-        times: Times,  # noqa: ARG002 - an observer is told it
-        sizes: Sizes,  # noqa: ARG002 - an observer is told it
-        error: BaseException | None,  # noqa: ARG002 - an observer is told it
-    ) -> None:
+    def exchange(self, what: Sent, *_: object) -> None:
         """Remember an exchange."""
-        self.told.append(name)
+        self.told.append(name_of(what))
 
     def connection(self, event: str) -> None:
         """Remember a connection."""

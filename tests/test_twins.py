@@ -23,8 +23,8 @@ def test_a_client_like_another_has_all_its_settings(server: EmbeddedServer, kind
     seen: list[Any] = []
 
     class Seeing:
-        def command(self, name: str, *_: Any) -> None:
-            seen.append(name)
+        def exchange(self, what: Any, *_: Any) -> None:
+            seen.append(what[0])
 
         def connection(self, event: str) -> None:
             pass

@@ -15,13 +15,14 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import suppress
 from copy import copy
 from functools import partial
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
 from ..errors import RedisError, ReplyError
 from ..protocol.client import FAREWELL, BaseClient
 from ..protocol.handshake import ServerInfo
+from ..protocol.observing import moved, reached, tell
 from ..protocol.operation import (
     AsyncRunner,
     Batch,
@@ -40,10 +41,9 @@ from ..protocol.operation import (
     steps_of,
     transaction,
 )
-from ..protocol.pushes import complain
 from ..protocol.resp import Portions, encode
 from ..protocol.retry import Retry, refusal, refused_of
-from ..protocol.settings import ConnectionFigures, Sizes, Times
+from ..protocol.settings import ConnectionFigures
 from ..protocol.vetting import command_name, vet
 from .connection import Connection, Loop, connect, left
 from .pubsub import Subscription
@@ -276,9 +276,10 @@ class AsyncClient(BaseClient, AsyncRunner):
     async def _one(
         self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False
     ) -> Any:
+        began = monotonic() if self._observer is not None else 0.0
         waits = vet(args)
         portions = [(encode(args), 1)]
-        [reply] = await self._exchange(portions, args, waits, limit, idempotent=idempotent)
+        [reply] = await self._exchange(portions, args, began, waits, limit, idempotent=idempotent)
         if isinstance(reply, ReplyError):
             raise errors.reply_error(reply.message, command_name(args), reply.address)
         return reply
@@ -286,26 +287,36 @@ class AsyncClient(BaseClient, AsyncRunner):
     async def _batch(
         self, batch: Batch, limit: float | None = None, *, idempotent: bool = False
     ) -> list[Any]:
+        began = monotonic() if self._observer is not None else 0.0
         portions = batch.encode()
         if not portions:
             return batch.result([])
         return batch.result(
-            await self._exchange(portions, batch, batch.waits, limit, idempotent=idempotent)
+            await self._exchange(portions, batch, began, batch.waits, limit, idempotent=idempotent)
         )
 
     async def _exchange(
-        self, portions: Portions, what: Sent, waits: float, limit: float | None, *, idempotent: bool
+        self,
+        portions: Portions,
+        what: Sent,
+        began: float,
+        waits: float,
+        limit: float | None,
+        *,
+        idempotent: bool,
     ) -> list[Any]:
         loop = asyncio.get_running_loop()
         start = loop.time()
         deadline = start + (self._timeout + waits if limit is None else limit)
+        observer = self._observer if began else None
+        times = None if observer is None else [began, monotonic(), 0.0, 0.0, 0.0, 0.0]
         tried = 0
         failure: BaseException | None = None
         try:
             while True:
                 try:
                     if waits:  # it may wait in the server: not on the socket that others share
-                        replies = await self._exchange_alone(loop, portions, deadline)
+                        replies = await self._exchange_alone(loop, portions, deadline, times)
                     else:
                         connection = self._connection
                         if (
@@ -315,29 +326,29 @@ class AsyncClient(BaseClient, AsyncRunner):
                             or (self._ages and self._aged(connection))
                         ):
                             connection = await self._reconnect(loop, deadline)
-                        replies = await connection.request(portions, deadline)
+                        replies = await connection.request(portions, deadline, times)
                 except RedisError as error:
                     tried += 1
                     if not await self._again(error, what, tried, deadline, idempotent=idempotent):
                         error.command = name_of(what)
                         raise
-                    continue
-                refused = refusal(replies if isinstance(what, Batch) else replies[0], what)
-                tried += 1
-                if refused is None or not await self._again(refused, what, tried, deadline):
-                    failure = None if isinstance(what, Batch) else refused_of(replies[0])
-                    return replies
+                else:
+                    refused = refusal(replies if isinstance(what, Batch) else replies[0], what)
+                    tried += 1
+                    if refused is None or not await self._again(refused, what, tried, deadline):
+                        failure = None if isinstance(what, Batch) else refused_of(replies[0])
+                        return replies
+                times = times and [*times[:2], 0.0, 0.0, 0.0, 0.0]  # the old one may be written to
         except BaseException as error:
             failure = error
             raise
         finally:
-            if self._observer is not None:
-                times = Times(start, loop.time())
-                sizes = Sizes(sum(len(data) for data, _ in portions), None)
-                try:
-                    self._observer.command(name_of(what), times, sizes, failure)
-                except Exception:  # noqa: BLE001 - it is no part of the call
-                    complain("the observer")
+            if observer is not None and times is not None:
+                end = monotonic()
+                out, commands = moved(portions)
+                if not times[5]:
+                    times = reached(times, end)[:6]
+                tell(observer, what, (*times, end, out, math.nan, commands, tried), failure)
 
     async def _again(
         self,
@@ -387,10 +398,12 @@ class AsyncClient(BaseClient, AsyncRunner):
                 connection.close("abandoned")
             self._give_back(loop, connection)
 
-    async def _exchange_alone(self, loop: Loop, portions: Portions, deadline: float) -> list[Any]:
+    async def _exchange_alone(
+        self, loop: Loop, portions: Portions, deadline: float, times: list[float] | None
+    ) -> list[Any]:
         connection = await self._borrow(loop, deadline)
         try:
-            return await connection.request(portions, deadline)
+            return await connection.request(portions, deadline, times)
         except RedisError as error:
             connection.close(type(error).__name__)
             raise
@@ -541,7 +554,14 @@ class _Leased(AsyncClient):
         self.reads, self.pending = True, False
 
     async def _exchange(
-        self, portions: Portions, what: Sent, waits: float, limit: float | None, *, idempotent: bool
+        self,
+        portions: Portions,
+        what: Sent,
+        began: float,
+        waits: float,
+        limit: float | None,
+        *,
+        idempotent: bool,
     ) -> list[Any]:
         if self.reads:
             refuse_exec(what)
@@ -549,7 +569,7 @@ class _Leased(AsyncClient):
         limit = min(limit, self._until - asyncio.get_running_loop().time())
         if limit <= 0:
             raise errors.ConnectTimeoutError("the time was up before it was sent")
-        return await super()._exchange(portions, what, 0.0, limit, idempotent=idempotent)
+        return await super()._exchange(portions, what, began, 0.0, limit, idempotent=idempotent)
 
     async def _reconnect(self, loop: Any, deadline: float) -> Connection:  # noqa: ARG002 - it is lost
         raise errors.ConnectError("the connection that watched the keys was lost")

@@ -19,6 +19,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Coroutine
+from time import monotonic
 from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 
 from .. import errors
@@ -37,11 +38,18 @@ LONGEST_SILENCE: Final = 20.0  # seconds; stands for a client's time limit where
 class _Slot:
     """The place of one exchange in the order of replies, and whom to tell."""
 
-    __slots__ = ("deadline", "future", "nonce", "replies", "width")
+    __slots__ = ("deadline", "future", "nonce", "replies", "times", "width")
 
-    def __init__(self, future: asyncio.Future[Any], deadline: float, nonce: bytes | None) -> None:
+    def __init__(
+        self,
+        future: asyncio.Future[Any],
+        deadline: float,
+        nonce: bytes | None,
+        times: list[float] | None,
+    ) -> None:
         self.future = future
         self.deadline = deadline
+        self.times = times
         self.width = 0
         self.nonce = nonce
         self.replies: list[Any] = []
@@ -97,6 +105,7 @@ class Connection(asyncio.Protocol):
         self._decoder = Decoder(self._address)
         self._slots: deque[_Slot] = deque()
         self._out: list[bytes] = []
+        self._timed: list[list[float]] = []  # to note in when what is to be sent was sent
         # Portions to send once so many replies have come to a slot: neither the server nor we are
         # to hold all of a large pipeline at once. Whoever comes later waits behind them.
         self._backlog: deque[tuple[_Slot, int, bytes]] = deque()
@@ -105,11 +114,14 @@ class Connection(asyncio.Protocol):
         self._wake = math.inf
         self._heard = loop.time()
 
-    def request(self, portions: Portions, deadline: float) -> asyncio.Future[list[Any]]:
+    def request(
+        self, portions: Portions, deadline: float, times: list[float] | None = None
+    ) -> asyncio.Future[list[Any]]:
         """Send commands; the future's result is the list of their replies, errors in their slots.
 
         A portion is bytes and the number of commands in them. A future that is cancelled leaves its
-        place in the order of replies, and what it asked for may happen all the same.
+        place in the order of replies, and what it asked for may happen all the same. Of `times`,
+        six marks, those from the third on are set as it comes so far.
         """
         future = self.loop.create_future()
         if self._busy:
@@ -125,7 +137,10 @@ class Connection(asyncio.Protocol):
         self._busy = True
         if not self._slots:
             self._heard = self.loop.time()  # silence counts from when somebody listens
-        slot = _Slot(future, deadline, nonce)
+        slot = _Slot(future, deadline, nonce, times)
+        if times is not None:
+            times[2] = monotonic()
+            self._timed.append(times)
         for data, commands in portions:
             if self._backlog or slot.width:
                 self._backlog.append((slot, slot.width, data))
@@ -193,6 +208,11 @@ class Connection(asyncio.Protocol):
         out, self._out = self._out, []
         if self._transport is not None:
             self._transport.write(b"".join(out))
+        if self._timed:
+            now = monotonic()
+            for times in self._timed:
+                times[3] = now
+            self._timed.clear()
 
     def _set_timer(self, deadline: float) -> None:
         if self._timer is not None:
@@ -243,6 +263,7 @@ class Connection(asyncio.Protocol):
 
     def _read(self, data: bytes) -> None:
         decoder, slots = self._decoder, self._slots
+        arrived = monotonic() if slots and slots[0].times is not None else 0.0
         gets = decoder.gets
         complete: list[_Slot] = []
         try:
@@ -261,8 +282,8 @@ class Connection(asyncio.Protocol):
                     break
             if reply is NOT_ENOUGH and not slots and self.listener is None:
                 raise errors.ProtocolError("the server sent bytes that nobody asked for")
-            if self._proves:
-                self._prove(complete)
+            if arrived or self._proves:
+                self._look_at(complete, arrived, whole=reply is not NOT_ENOUGH)
         except Exception:
             # A surplus reply may be the first of those that came with it: nobody gets any.
             slots.extendleft(reversed(complete))
@@ -273,10 +294,22 @@ class Connection(asyncio.Protocol):
         if self._backlog or decoder.refusals or self.retired:
             self._look_back()
 
-    def _prove(self, complete: list[_Slot]) -> None:
+    def _look_at(self, complete: list[_Slot], arrived: float, *, whole: bool) -> None:
+        """Prove what is complete, and note when it arrived and was read.
+
+        Without `whole` there is a part of a reply to the first of those that wait.
+        """
+        now = monotonic()
         for slot in complete:
             if slot.nonce is not None:
                 prove(slot.replies, slot.nonce)
+            if slot.times is not None:
+                slot.times[4] = slot.times[4] or arrived
+                slot.times[5] = now
+        if self._slots and (self._slots[0].replies or not whole):
+            times = self._slots[0].times
+            if times is not None:
+                times[4] = times[4] or arrived
 
     def _look_back(self) -> None:
         """After replies, send on, and see whether this connection is still worth using."""

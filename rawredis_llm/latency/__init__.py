@@ -1,1 +1,1 @@
-"""Ring 3: how long calls take. A `Recorder` is an observer for a client; `table()` prints it."""
+"""Ring 3: how long calls take, and where the time goes."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar,
 
 from .commands import page, pairs, scan, scored
 from .handshake import ServerInfo, server_info
+from .observing import Observer, Several
 from .operation import (
     AsyncRunner,
     Batch,
@@ -26,7 +27,7 @@ from .operation import (
     together,
 )
 from .retry import Retry
-from .settings import Observer, make_settings, seconds
+from .settings import make_settings, seconds
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -157,6 +158,7 @@ class BaseClient:
         self._timeout = self._settings.timeout
         self._retry = self._settings.retry
         self._pushes = self._settings.pushes
+        self._observers = [] if self._settings.observer is None else [self._settings.observer]
         self._observer = self._settings.observer
         self._info: ServerInfo | None = None
         self._farewells: list[Callable[[], Sequence[Member]]] = []
@@ -311,6 +313,19 @@ class BaseClient:
         """What tells its server and its user from those of other clients."""
         settings = self._settings
         return str(settings.address), settings.address.username, settings.credentials
+
+    def observe(self, observer: Observer) -> None:
+        """Tell an observer of each exchange from now on, too; of connections it is not told."""
+        self._observers = [*self._observers, observer]
+        self._observer = observer if len(self._observers) == 1 else Several(self._observers)
+
+    def unobserve(self, observer: Observer) -> None:
+        """Tell this observer nothing more. Raises ValueError if it was told nothing."""
+        left = [one for one in self._observers if one is not observer]
+        if len(left) == len(self._observers):
+            raise ValueError("it is no observer of this client")
+        self._observers = left
+        self._observer = (left[0] if len(left) == 1 else Several(left)) if left else None
 
     def before_close(self, farewell: Callable[[], Sequence[Member]]) -> None:
         """Send the commands that a function returns, when the client is closed, within a second.

@@ -11,41 +11,15 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .address import NUMBERS, Address, Secret, parse_url
+from .observing import Observer
 from .pushes import PushQueue
 from .retry import Retry
 
 if TYPE_CHECKING:
     from ssl import SSLContext
-
-
-class Times(NamedTuple):
-    """When a call began and ended, by the monotonic clock, in seconds."""
-
-    start: float
-    end: float
-
-
-class Sizes(NamedTuple):
-    """Bytes sent and received. `received` is None where one socket carries many calls at once."""
-
-    sent: int
-    received: int | None
-
-
-class Observer(Protocol):
-    """What is told of every exchange. Its methods are called in line: keep them short."""
-
-    def command(self, name: str, times: Times, sizes: Sizes, error: BaseException | None) -> None:
-        """Take note of one exchange; `name` joins the commands of a batch by `+`.
-
-        `error` is what the call raises; errors in the slots of a batch are not told.
-        """
-
-    def connection(self, event: str) -> None:
-        """Take note of a connection: `opened` or `closed`."""
 
 
 class ConnectionFigures(NamedTuple):
@@ -136,8 +110,8 @@ def make_settings(given: dict[str, Any]) -> Settings:
     options |= {name: _number(name, text) for name, text in address.options if name in NUMBERS}
     _check_tls(address, given["ssl_context"])
     observer, retry, on_push = given["observer"], given["retry"], given["on_push"]
-    if observer is not None and (isinstance(observer, type) or not hasattr(observer, "command")):
-        raise TypeError("observer must be an object with command() and connection()")
+    if observer is not None and (isinstance(observer, type) or not hasattr(observer, "exchange")):
+        raise TypeError("observer must be an object with exchange() and connection()")
     if not isinstance(retry, (Retry, type(None))):
         raise TypeError(f"retry must be a Retry or None, not {type(retry).__name__}")
     for name in ("on_push", "credentials"):

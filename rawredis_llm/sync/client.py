@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import ConnectError, ConnectTimeoutError, RedisError, ReplyError, reply_error
 from ..protocol.client import FAREWELL, BaseClient
 from ..protocol.handshake import ServerInfo
+from ..protocol.observing import moved, reached, tell
 from ..protocol.operation import (
     Batch,
     Call,
@@ -32,10 +33,9 @@ from ..protocol.operation import (
     steps_of,
     transaction,
 )
-from ..protocol.pushes import complain
 from ..protocol.resp import Portions, encode
 from ..protocol.retry import Retry, refusal, refused_of
-from ..protocol.settings import ConnectionFigures, Sizes, Times
+from ..protocol.settings import ConnectionFigures
 from ..protocol.vetting import command_name, vet
 from .connection import Connection
 from .pool import Pool
@@ -212,9 +212,10 @@ class Client(BaseClient, Runner):
     def _one(
         self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False
     ) -> Any:
+        start = monotonic()
         waits = vet(args)
         limit = self._timeout + waits if limit is None else limit
-        reply = self._exchange(args, encode(args), limit, idempotent)
+        reply = self._exchange(args, encode(args), start, start + limit, idempotent)
         if isinstance(reply, ReplyError):
             raise reply_error(reply.message, command_name(args), reply.address)
         return reply
@@ -222,33 +223,41 @@ class Client(BaseClient, Runner):
     def _batch(
         self, batch: Batch, limit: float | None = None, *, idempotent: bool = False
     ) -> list[Any]:
+        start = monotonic()
         portions = batch.encode()
         if not portions:
             return batch.result([])
         limit = self._timeout + batch.waits if limit is None else limit
-        return batch.result(self._exchange(batch, portions, limit, idempotent))
+        return batch.result(self._exchange(batch, portions, start, start + limit, idempotent))
 
-    def _exchange(
+    def _exchange(  # noqa: PLR0912 - every call comes this way, and would pay for a function more
         self,
         what: Sent,
         data: bytes | Portions,
-        limit: float,
-        idempotent: bool,  # noqa: FBT001 - by position, as this is every call's way
+        start: float,
+        deadline: float,
+        idempotent: bool,  # noqa: FBT001 - by position, for the same reason
     ) -> Any:
         """Send one command's bytes, or portions of a batch's; return the reply, or all of them."""
-        start = monotonic()
-        deadline = start + limit
-        tried = 0
+        observer = self._observer
+        encoded = start if observer is None else monotonic()
+        received = tried = 0
         while True:
+            acquired = sent = first = 0.0
             try:
                 connection = self._pool.acquire(deadline)
+                if observer is not None:
+                    acquired = monotonic()
+                    connection.timed, connection.sent_at, connection.first_at = True, 0.0, 0.0
                 try:
                     if type(data) is bytes:
                         reply = connection.request(data, deadline)
                     else:
                         reply = connection.exchange(data, deadline)  # type: ignore[arg-type]
                 finally:
-                    received = connection.received
+                    if observer is not None:
+                        sent, first = connection.sent_at, connection.first_at
+                        received, connection.timed = connection.received, False
                     self._pool.release(connection)
             except BaseException as error:
                 tried += 1
@@ -256,17 +265,23 @@ class Client(BaseClient, Runner):
                     continue
                 if isinstance(error, RedisError):
                     error.command = name_of(what)
-                if self._observer is not None:
-                    self._observe(what, data, start, 0, error)
+                if observer is not None:
+                    times = reached((start, encoded, acquired, sent, first), monotonic())
+                    size = (len(data), 1) if isinstance(data, bytes) else moved(data)
+                    tell(observer, what, (*times, size[0], received, size[1], tried), error)
                 raise
             refused = refusal(reply, what)
             tried += 1
             if refused is None or not self._again(refused, what, tried, deadline):
                 break
+        if observer is not None:
+            end = monotonic()
+            out, commands = (len(data), 1) if isinstance(data, bytes) else moved(data)
+            # Written out, as this is part of every observed call.
+            marks = start, encoded, acquired, sent, first, end, end, out, received, commands, tried
+            tell(observer, what, marks, refused_of(reply))
         if self._pushes is not None:
             self._pushes.deliver()
-        if self._observer is not None:
-            self._observe(what, data, start, received, refused_of(reply))
         return reply
 
     def _again(
@@ -314,23 +329,6 @@ class Client(BaseClient, Runner):
             connection.dirty = connection.dirty or leased.pending
             self._pool.release(connection)
 
-    def _observe(
-        self,
-        what: Sent,
-        data: bytes | Portions,
-        start: float,
-        received: int,
-        error: BaseException | None,
-    ) -> None:
-        assert self._observer is not None
-        sent = len(data) if isinstance(data, bytes) else sum(len(part) for part, _ in data)
-        new = tuple.__new__  # of a named tuple: half of what its own costs
-        times, sizes = new(Times, (start, monotonic())), new(Sizes, (sent, received))
-        try:
-            self._observer.command(name_of(what), times, sizes, error)
-        except Exception:  # noqa: BLE001 - it is no part of the call
-            complain("the observer")
-
 
 class _Leased(Client):
     """Another's client, on one connection that keys are watched on, and until one deadline."""
@@ -345,15 +343,16 @@ class _Leased(Client):
         self,
         what: Sent,
         data: bytes | Portions,
-        limit: float,
+        start: float,
+        deadline: float,
         idempotent: bool,  # noqa: FBT001 - as above
     ) -> Any:
         if self.reads:
             refuse_exec(what)
-        limit = min(limit, self._until - monotonic())
-        if limit <= 0:
+        deadline = min(deadline, self._until)
+        if deadline <= monotonic():
             raise ConnectTimeoutError("the time was up before it was sent")
-        return super()._exchange(what, data, limit, idempotent)
+        return super()._exchange(what, data, start, deadline, idempotent)
 
 
 class _Lease(Pool):

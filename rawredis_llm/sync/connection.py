@@ -37,7 +37,8 @@ class Connection:
     """A socket to one server, opened by `open()`, closed for good by `close()`.
 
     `refusals` are the errors among the replies since somebody cleared it; `retired` says why it
-    must not be used again although it is clean, `ended` why it was closed.
+    must not be used again although it is clean, `ended` why it was closed. While `timed` it
+    notes when a request was sent, and when the first of the reply was there, which ends that.
     """
 
     __slots__ = (
@@ -53,10 +54,13 @@ class Connection:
         "_tls",
         "dirty",
         "ended",
+        "first_at",
         "idle_since",
         "received",
         "refusals",
         "retired",
+        "sent_at",
+        "timed",
     )
 
     def __init__(self, settings: Settings) -> None:
@@ -67,6 +71,8 @@ class Connection:
         self._proves = self._greeted = False
         self.dirty = True
         self.received = 0
+        self.timed = False
+        self.sent_at = self.first_at = 0.0
         self.idle_since = 0.0
         self.refusals: list[ReplyError] = []
         self.retired = self.ended = ""
@@ -282,6 +288,8 @@ class Connection:
             sock.settimeout(_left(deadline))
             sock.sendall(memoryview(data)[sent:])
             sock.settimeout(0)
+        if self.timed:
+            self.sent_at = monotonic()
 
     def _receive(self, deadline: float) -> None:
         sock = self._sock
@@ -296,6 +304,9 @@ class Connection:
         elif left <= 0 or not self._poll(None if left == math.inf else left * 1000):
             raise TimeoutError
         data = sock.recv(CHUNK)
+        if self.timed:
+            self.first_at = monotonic()
+            self.timed = False
         if not data:
             raise OutcomeUnknownError("the server closed the connection")
         self.received += len(data)
