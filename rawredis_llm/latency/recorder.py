@@ -159,9 +159,10 @@ class Recorder:
         with self._lock:
             rows = series.rows
             size = len(rows)
-            series.full.append(rows[:size])
-            del rows[:size]
-            self._waiting += 1
+            if size:
+                series.full.append(rows[:size])
+                del rows[:size]
+                self._waiting += 1
             if self._waiting >= PIECES:
                 self._sort()
 
