@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from .errors import RedisError as RedisError
     from .history import ChatHistory as ChatHistory
     from .history import Message as Message
+    from .latency.profiler import Profile as Profile
+    from .latency.profiler import profile as profile
+    from .latency.recorder import Recorder as Recorder
+    from .latency.report import Report as Report
     from .memory import VectorMemory as VectorMemory
     from .protocol.operation import Batch as Batch
     from .protocol.operation import Command as Command
@@ -65,6 +69,9 @@ _NAMES = {
     "embedding_cache": ("EmbeddingCache",),
     "errors": ("RedisError",),
     "history": ("ChatHistory", "Message"),
+    "latency.profiler": ("Profile", "profile"),
+    "latency.recorder": ("Recorder",),
+    "latency.report": ("Report",),
     "memory": ("VectorMemory",),
     "protocol.operation": ("Batch", "Command", "Plan"),
     "protocol.pubsub": ("ChannelMessage",),

@@ -105,12 +105,12 @@ def _server(rows: Sequence[CommandTimes], server: ServerShare) -> Iterator[str]:
             (
                 name,
                 f"{count:,}",
-                *(us(at(total, 50)), us(at(total, 99))),
+                *(us(at(total, 50)), us(at(total, 99)), us(wait)),
                 f"{mine.calls:,}",
-                *(us(mean), us(mine.p50), us(mine.p99), us(wait), us(max(wait - mean, 0.0))),
+                *(us(mean), us(mine.p50), us(mine.p99), us(max(wait - mean, 0.0))),
             )
         )
-    headings = "client p50,client p99,its calls,its mean,its p50,its p99,wait,network and queues"
+    headings = "p50,p99,send and wait,server's calls,its mean,its p50,its p99,network and queues"
     yield text_table(("beside the server, us", "calls", *headings.split(",")), lines)
     if server.slow:
         entries = [(one.command, us(one.seconds)) for one in server.slow]
@@ -124,13 +124,14 @@ def shares(
 ) -> Iterator[tuple[str, int, float, ServerTimes]]:
     """Yield each command that both saw: its name, our commands, our mean wait, the server's view.
 
-    The wait is a command's own where it was sent alone, and its part of a pipeline's else.
+    The wait is from sending to the first byte, of which a command in a pipeline has its part.
     """
     for name, mine in server.commands.items():
         ours = [one for one in rows if one.server_name == name and "+" not in one.name]
         commands = sum(one.commands for one in ours)
         if commands:
-            yield name, commands, sum(one.phases["wait"].sum for one in ours) / commands, mine
+            waited = sum(one.phases["send"].sum + one.phases["wait"].sum for one in ours)
+            yield name, commands, waited / commands, mine
 
 
 @dataclass(frozen=True)
