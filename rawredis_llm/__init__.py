@@ -3,10 +3,15 @@
 The public names, loaded when first used: `Client` pulls in neither numpy nor asyncio nor ssl.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # type checkers know better; to import typing takes longer than all of this
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from . import errors as errors
     from .aio.client import AsyncClient as AsyncClient
     from .cache import CacheHit as CacheHit

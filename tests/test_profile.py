@@ -210,8 +210,9 @@ def test_a_profile_joins_a_recorder_that_stays_on(redis: Redis) -> None:
 def test_parameters_are_checked() -> None:
     with Client() as client:
         for wrong in ({"slow_after": 1.0}, {"on_slow": print}, {"prefixes": "user:"}):
+            options: dict[str, Any] = dict(wrong)
             with pytest.raises(TypeError):
-                profile(client, **wrong)
+                profile(client, **options)
         for seconds in (-1, float("nan")):
             with pytest.raises(ValueError, match="slow_after"):
                 profile(client, slow_after=seconds, on_slow=print)

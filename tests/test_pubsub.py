@@ -6,7 +6,6 @@ What a real server cannot be made to do is done by `Scripted`, a server that ans
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import dis
 import gc
 import os
@@ -1094,8 +1093,8 @@ def test_what_was_received_outlives_a_connection_that_cannot_be_made(
     redis.do(subscription.subscribe("c"))  # and the messages that came before its confirmation
     held = len(subscription._subscriber.held)
     assert held > 0
-    subscription._settings = dataclasses.replace(
-        subscription._settings, address=parse_url("redis://127.0.0.1:1")
+    subscription._settings = subscription._settings._replace(
+        address=parse_url("redis://127.0.0.1:1")
     )
     for connection in subscribers(redis):
         redis.do(redis.client.call("CLIENT", "KILL", "ID", connection))
@@ -1108,8 +1107,8 @@ def test_what_was_received_outlives_a_connection_that_cannot_be_made(
 def test_close_ends_a_subscription_that_cannot_come_back(server: EmbeddedServer) -> None:
     with Client(server.url, timeout=None) as client:
         subscription = client.subscribe("a")
-        subscription._settings = dataclasses.replace(
-            subscription._settings, address=parse_url("redis://127.0.0.1:1")
+        subscription._settings = subscription._settings._replace(
+            address=parse_url("redis://127.0.0.1:1")
         )
         client.call("CLIENT", "KILL", "TYPE", "pubsub")
         reader = threading.Thread(target=lambda: list(subscription))

@@ -20,6 +20,8 @@ from .histogram import Histogram
 if TYPE_CHECKING:
     from .tables import Comparison
 
+__all__ = ["Report"]
+
 FORMAT: Final = "rawredis_llm latency report 1"
 SLICES: Final = 120  # of a time line, at most
 

@@ -98,7 +98,8 @@ def search_profile(*args: Any) -> Op[dict[str, Any]]:
 
 
 def _version(reply: bytes) -> str:
-    fields = dict(line.partition(":")[::2] for line in reply.decode().splitlines())
+    lines = (line.partition(":") for line in reply.decode().splitlines())
+    fields = {name: value for name, _, value in lines}
     return fields.get("redis_version", "")
 
 

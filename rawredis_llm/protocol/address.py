@@ -5,7 +5,7 @@ Must not import sockets or ssl; an address is only words and numbers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 
@@ -31,8 +31,7 @@ class Secret:
         return self._text
 
 
-@dataclass(frozen=True)
-class Address:
+class Address(NamedTuple):
     """Where a server is and who we are to it. `path` is a unix socket's; then host is ''."""
 
     host: str = "localhost"
@@ -42,7 +41,10 @@ class Address:
     db: int = 0
     username: str | None = None
     password: Secret | None = None
-    options: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    options: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Address({self}, username={self.username!r}, password={self.password!r})"
 
     def __str__(self) -> str:
         """Return the URL without credentials and options."""
@@ -93,9 +95,8 @@ def parse_url(url: str) -> Address:
     if parts.scheme == "unix":
         if parts.hostname or port is not None or not parts.path.startswith("/"):
             raise ValueError("url: a unix socket is written unix:///absolute/path.sock")
-        return replace(who, host="", port=0, path=unquote(parts.path), db=_database("", options))
-    return replace(
-        who,
+        return who._replace(host="", port=0, path=unquote(parts.path), db=_database("", options))
+    return who._replace(
         host=parts.hostname or "localhost",
         port=6379 if port is None else port,
         tls=parts.scheme == "rediss",

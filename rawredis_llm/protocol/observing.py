@@ -52,7 +52,9 @@ class Marks(NamedTuple):
 class Observer(Protocol):
     """What is told of every exchange. Its methods are called in line: keep them short."""
 
-    def exchange(self, what: Sent, marks: tuple[float, ...], error: BaseException | None) -> None:
+    def exchange(
+        self, what: Sent, marks: tuple[float, ...], error: BaseException | None, /
+    ) -> None:
         """Take note of one exchange: a command's arguments, or a batch.
 
         `Marks(*marks)` names the marks, which here are a plain tuple because that costs each call
@@ -70,7 +72,9 @@ class Several:
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = tuple(observers)
 
-    def exchange(self, what: Sent, marks: tuple[float, ...], error: BaseException | None) -> None:
+    def exchange(
+        self, what: Sent, marks: tuple[float, ...], error: BaseException | None, /
+    ) -> None:
         """Tell each."""
         for observer in self.observers:
             tell(observer, what, marks, error)

@@ -35,7 +35,6 @@ import copy
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeAlias, overload
 
@@ -288,16 +287,23 @@ class Ready(Batch):
         return values
 
 
-@dataclass(eq=False, repr=False, slots=True)
 class Embed(_Asking[Any]):
     """Ask the runner to embed texts: by `call`, or in asyncio by `acall` where there is one.
 
     An `AsyncClient` runs a plain `call` in a thread, so that a model does not stop the event loop.
     """
 
-    texts: list[str]
-    call: Callable[[list[str]], Any] | None
-    acall: Callable[[list[str]], Awaitable[Any]] | None = None
+    __slots__ = ("acall", "call", "texts")
+
+    def __init__(
+        self,
+        texts: list[str],
+        call: Callable[[list[str]], Any] | None,
+        acall: Callable[[list[str]], Awaitable[Any]] | None = None,
+    ) -> None:
+        self.texts = texts
+        self.call = call
+        self.acall = acall
 
 
 class Call(_Asking[Any]):

@@ -10,16 +10,17 @@ Must not sleep, and must not read a clock: the shells do.
 
 from __future__ import annotations
 
-import random
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import errors
 from ..errors import RedisError, ReplyError
 from .operation import Batch, Command, Sent
 from .vetting import command_name
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 __all__ = ["Retry", "refusal"]
 
@@ -52,8 +53,13 @@ READS: Final = frozenset(
 came. A plain SET is not among them: repeated late, it would undo what another client wrote."""
 
 
-@dataclass(frozen=True)
-class Retry:
+class _Figures(NamedTuple):
+    attempts: int
+    base: float
+    cap: float
+
+
+class Retry(_Figures):
     """How often a failed exchange is tried, and the waits between, all inside its one deadline.
 
     `attempts` (default 4) counts the first try, too; 1 is none but the first. Refusals that pass by
@@ -65,20 +71,19 @@ class Retry:
     Raises TypeError for what is no number, ValueError for less than one attempt or a negative time.
     """
 
-    attempts: int = 4
-    base: float = 0.025
-    cap: float = 1.0
+    __slots__ = ()
 
-    def __post_init__(self) -> None:
-        numbers = [self.attempts, self.base, self.cap]
-        if {type(number) for number in numbers} - {int, float} or self.attempts % 1:
+    def __new__(cls, attempts: int = 4, base: float = 0.025, cap: float = 1.0) -> Self:
+        """Check the figures."""
+        if {type(number) for number in (attempts, base, cap)} - {int, float} or attempts % 1:
             raise TypeError("retry: attempts must be an int, base and cap numbers of seconds")
-        if self.attempts < 1 or not self.base >= 0 or not self.cap >= 0:
+        if attempts < 1 or not base >= 0 or not cap >= 0:
             raise ValueError("retry: attempts must be at least 1, base and cap at least 0 seconds")
+        return super().__new__(cls, attempts, base, cap)
 
     def patient(self) -> Retry:
         """Return the same for what ends by its deadline alone; `attempts=1` stays as it is."""
-        return self if self.attempts == 1 else replace(self, attempts=sys.maxsize)
+        return self if self.attempts == 1 else self._replace(attempts=sys.maxsize)
 
     def pause(
         self, failure: BaseException, what: Sent, tried: int, *, idempotent: bool
@@ -94,6 +99,8 @@ class Retry:
             again = passes or (unsent and not isinstance(failure, errors.CertificateError))
         if not again:
             return None
+        import random  # noqa: PLC0415 - 1 ms that nobody needs until something fails
+
         # No cryptography: this keeps clients that failed together from coming back together.
         return random.uniform(0, min(self.cap, self.base * 2 ** min(tried - 1, 60)))  # noqa: S311
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -40,10 +39,7 @@ class ConnectionFigures(NamedTuple):
     dropped: Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """All that is needed to connect. Times are seconds; infinity stands for "no limit"."""
-
+class _Given(NamedTuple):
     address: Address
     timeout: float
     connect_timeout: float
@@ -54,10 +50,17 @@ class Settings:
     protocol: int
     integrity: bool
     retry: Retry
-    credentials: Callable[[], Any] | None = field(repr=False)
-    ssl_context: SSLContext | None = field(repr=False)
-    pushes: PushQueue | None = field(repr=False)
-    observer: Observer | None = field(repr=False)
+    credentials: Callable[[], Any] | None
+    ssl_context: SSLContext | None
+    pushes: PushQueue | None
+    observer: Observer | None
+
+
+class Settings(_Given):
+    """All that is needed to connect. Times are seconds; infinity stands for "no limit"."""
+
+    def __repr__(self) -> str:
+        return f"<Settings {self.address!r}>"
 
     @cached_property
     def tls(self) -> SSLContext | None:
@@ -145,9 +148,9 @@ def _with_login(address: Address, given: dict[str, Any]) -> Address:
     """Return the address with the user and password that were given as parameters."""
     username, password = given["username"], given["password"]
     if username is not None:
-        address = replace(address, username=_text("username", username))
+        address = address._replace(username=_text("username", username))
     if password is not None:
-        address = replace(address, password=Secret(_text("password", password)))
+        address = address._replace(password=Secret(_text("password", password)))
     if address.username is not None and address.password is None:
         raise ValueError("username: a user needs a password")
     if address.password is not None and given["credentials"] is not None:
