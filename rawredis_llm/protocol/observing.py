@@ -14,7 +14,7 @@ from .resp import Portions
 if TYPE_CHECKING:
     from .operation import Sent
 
-PHASES: Final = ("encode", "acquire", "send", "wait", "read", "resume")
+PHASES: Final[tuple[str, ...]] = ("encode", "acquire", "send", "wait", "read", "resume")
 """The parts of an exchange, in order, each from one of the first seven `Marks` to the next:
 
 =======  =====================================================================================
