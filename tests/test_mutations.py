@@ -81,7 +81,7 @@ def opened(sock: Any) -> Connection:
     """Return a connection as it is after the handshake."""
     connection = Connection(SETTINGS)
     connection._sock = sock
-    connection._poll = sock.poll
+    connection.poll = sock.poll
     connection._decoder = Decoder()
     connection._gets = connection._decoder.gets
     return connection

@@ -257,7 +257,7 @@ def leave(redis: Redis, client: Any) -> None:
         redis.do(until_open(client, 0))
         return
     idle = client._pool._idle[0]
-    until(lambda: idle._poll(0))
+    until(lambda: idle.poll(0))
 
 
 async def until_open(client: Any, count: int) -> None:

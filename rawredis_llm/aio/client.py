@@ -274,7 +274,10 @@ class AsyncClient(BaseClient, AsyncRunner):
         return await asyncio.sleep(request.seconds)
 
     async def _one(
-        self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False
+        self,
+        args: Sequence[Any],
+        limit: float | None = None,
+        idempotent: bool = False,  # noqa: FBT001, FBT002 - by position, as it is every call's way
     ) -> Any:
         began = monotonic() if self._observer is not None else 0.0
         waits = vet(args)

@@ -184,7 +184,7 @@ class BaseClient:
         form on the wire and for commands that would change a shared connection's state.
         """
         limit = None if timeout is None else seconds("timeout", timeout)
-        return self._one(args, limit, idempotent=idempotent)
+        return self._one(args, limit, idempotent)
 
     @coloured
     def gather(self, ops: Iterable[Runnable[Any]], *, raise_errors: bool = True) -> list[Any]:

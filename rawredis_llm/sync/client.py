@@ -210,7 +210,10 @@ class Client(BaseClient, Runner):
         return sleep(request.seconds)
 
     def _one(
-        self, args: Sequence[Any], limit: float | None = None, *, idempotent: bool = False
+        self,
+        args: Sequence[Any],
+        limit: float | None = None,
+        idempotent: bool = False,  # noqa: FBT001, FBT002 - by position, as it is every call's way
     ) -> Any:
         start = monotonic()
         waits = vet(args)
@@ -236,7 +239,7 @@ class Client(BaseClient, Runner):
         data: bytes | Portions,
         start: float,
         deadline: float,
-        idempotent: bool,  # noqa: FBT001 - by position, for the same reason
+        idempotent: bool,  # noqa: FBT001 - as above
     ) -> Any:
         """Send one command's bytes, or portions of a batch's; return the reply, or all of them."""
         observer = self._observer
@@ -270,7 +273,7 @@ class Client(BaseClient, Runner):
                     size = (len(data), 1) if isinstance(data, bytes) else moved(data)
                     tell(observer, what, (*times, size[0], received, size[1], tried), error)
                 raise
-            refused = refusal(reply, what)
+            refused = None if type(reply) is bytes else refusal(reply, what)
             tried += 1
             if refused is None or not self._again(refused, what, tried, deadline):
                 break

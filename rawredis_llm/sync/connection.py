@@ -47,7 +47,6 @@ class Connection:
         "_decoder",
         "_gets",
         "_greeted",
-        "_poll",
         "_proves",
         "_settings",
         "_sock",
@@ -56,6 +55,7 @@ class Connection:
         "ended",
         "first_at",
         "idle_since",
+        "poll",
         "received",
         "refusals",
         "retired",
@@ -92,7 +92,7 @@ class Connection:
             self._sock.settimeout(0)
             poll = select.poll()
             poll.register(self._sock, select.POLLIN)
-            self._poll = poll.poll
+            self.poll = poll.poll
             self._decoder = Decoder(self._address)
             self._gets = self._decoder.gets
             self.refusals = self._decoder.refusals
@@ -131,7 +131,7 @@ class Connection:
         By the socket's state, at 0.5 us, not by a PING: a reply that arrived in idle time would be
         taken for the next request's, and a server that has hung up is noticed before we send.
         """
-        while self._poll(0):
+        while self.poll(0):
             if not self._only_pushes():
                 return False
         return True
@@ -301,7 +301,7 @@ class Connection:
         # where a readable socket may hold only a part of what can be read.
         if self._tls:
             sock.settimeout(_left(deadline))
-        elif left <= 0 or not self._poll(None if left == math.inf else left * 1000):
+        elif left <= 0 or not self.poll(None if left == math.inf else left * 1000):
             raise TimeoutError
         data = sock.recv(CHUNK)
         if self.timed:

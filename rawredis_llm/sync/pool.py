@@ -62,12 +62,16 @@ class Pool:
         """
         if not self._waiters:
             try:
-                while not self._usable(connection := self._idle.pop()):
+                while True:
+                    connection = self._idle.pop()
+                    # What nearly every call meets, written out: two calls less for each.
+                    if not self._ages and not connection.retired and not connection.poll(0):
+                        return connection
+                    if self._usable(connection):
+                        return connection
                     self._drop(connection, "ended while idle")
             except IndexError:
                 pass
-            else:
-                return connection
         return self._acquire_slowly(deadline)
 
     def release(self, connection: Connection) -> None:
