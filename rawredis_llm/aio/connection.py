@@ -105,6 +105,7 @@ class Connection(asyncio.Protocol):
         self._decoder = Decoder(self._address)
         self._slots: deque[_Slot] = deque()
         self._out: list[bytes] = []
+        self._single = False  # what was sent last was one request, and nobody else waited
         self._timed: list[list[float]] = []  # to note in when what is to be sent was sent
         # Portions to send once so many replies have come to a slot: neither the server nor we are
         # to hold all of a large pipeline at once. Whoever comes later waits behind them.
@@ -135,8 +136,10 @@ class Connection(asyncio.Protocol):
         if self._proves:
             portions, nonce = sealed(portions)
         self._busy = True
+        at_once = False
         if not self._slots:
             self._heard = self.loop.time()  # silence counts from when somebody listens
+            at_once = self._single and not self._out
         slot = _Slot(future, deadline, nonce, times)
         if times is not None:
             times[2] = monotonic()
@@ -144,6 +147,8 @@ class Connection(asyncio.Protocol):
         for data, commands in portions:
             if self._backlog or slot.width:
                 self._backlog.append((slot, slot.width, data))
+            elif at_once:
+                self._out.append(data)
             else:
                 self.send(data)
             slot.width += commands
@@ -151,6 +156,10 @@ class Connection(asyncio.Protocol):
         if deadline < self._wake:
             self._set_timer(deadline)
         self._busy = False
+        if at_once:
+            # One task that asks and waits: nothing would join its request in the loop's next turn,
+            # and that turn is a quarter of its call.
+            self._flush()
         return future
 
     def send(self, data: bytes) -> None:
@@ -206,6 +215,7 @@ class Connection(asyncio.Protocol):
     @_whole
     def _flush(self) -> None:
         out, self._out = self._out, []
+        self._single = len(out) == len(self._slots) == 1
         if self._transport is not None:
             self._transport.write(b"".join(out))
         if self._timed:
