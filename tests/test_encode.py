@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from conftest import Redis
 from rawredis_llm import Batch, Command
 from rawredis_llm.protocol import resp
-from rawredis_llm.protocol.resp import encode, encode_many
+from rawredis_llm.protocol.resp import encode, encode_alike, encode_many
 from reference import read
 from test_faults import Scripted, answers
 
@@ -337,3 +337,52 @@ def test_more_than_the_limit_in_strides_is_refused_without_a_copy(
         assert tracemalloc.get_traced_memory()[1] - start < 2**20
     finally:
         tracemalloc.stop()
+
+
+SHORT = st.one_of(st.text(max_size=8), st.binary(max_size=8))
+LONG = st.sampled_from([b"x" * 1023, "x" * 1023, b"x" * 1024, "\u00e9" * 512, 7, 1.5, "\ud800"])
+
+
+@given(st.data(), st.integers(1, 4))
+def test_commands_that_are_alike_are_encoded_as_others_are(data: st.DataObject, width: int) -> None:
+    row = st.tuples(*[st.one_of(SHORT, LONG)] * width)
+    commands: Any = data.draw(st.lists(row, min_size=1, max_size=20))
+    if data.draw(st.booleans()):
+        commands.append(data.draw(st.tuples(SHORT)))
+    found = encode_alike(commands)
+    alike = len(set(map(len, commands))) == 1 and all(
+        type(arg) in {str, bytes} and arg != "\ud800" and len(encode([arg])) < 1024 + 13
+        for args in commands
+        for arg in args
+    )
+    assert (found is not None) == alike
+    if found is not None:
+        assert found == encode_many(commands)
+
+
+def test_alike_commands_come_in_the_same_portions() -> None:
+    commands = [("SET", f"key:{i}", b"value") for i in range(5000)]
+    assert encode_alike(commands) == encode_many(commands)
+    assert encode_alike([()] * 3) is None
+    assert encode_alike([("MGET", *["k"] * 40)] * 3) is None
+
+
+@pytest.mark.parametrize(
+    ("commands", "error", "says"),
+    [
+        ([("SELECT", "1")] * 20, ValueError, "SELECT changes the state"),
+        ([("GET", "k")] * 19 + [("RESET", "k")], ValueError, "RESET changes the state"),
+        ([("GET", "k")] * 20 + [("GET", None)], TypeError, r"command 20: argument 1 \(NoneType\)"),
+        ([("GET", "k")] * 20 + [([], "k")], TypeError, "name is str or bytes, not list"),
+        ([("GET", "k")] * 20 + [("GET", "\ud800")], ValueError, "command 20: argument 1"),
+        ([("GET k", "k")] * 20, ValueError, "one word"),
+    ],
+)
+def test_what_is_wrong_in_a_long_pipeline_is_refused(
+    redis: Redis, commands: list[Any], error: type[Exception], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        redis.do(redis.client.pipeline(commands))
+    assert redis.do(redis.client.pipeline([("ECHO", str(i)) for i in range(20)])) == [
+        b"%d" % i for i in range(20)
+    ]

@@ -47,7 +47,7 @@ from ..errors import (
     WatchError,
     reply_error,
 )
-from .resp import Portions, encode_many
+from .resp import Portions, encode_alike, encode_many
 from .vetting import HARMLESS, NAMES, command_name, vet
 
 if TYPE_CHECKING:
@@ -151,6 +151,11 @@ class Batch(_Asking[list[Any]]):
 
     def encode(self) -> Portions:
         """Return the bytes to send, in portions, all of them made before the first is sent."""
+        if len(self.members) > 8 and self._kinds == {tuple} and not self.atomic:
+            commands: Any = self.members
+            portions = encode_alike(commands)
+            if portions is not None and {args[0] for args in commands} <= HARMLESS.keys():
+                return portions
         return encode_many(self._commands(set()), first=-1 if self.atomic else 0)
 
     def _commands(self, scripts: set[Any]) -> Iterator[tuple[Any, ...]]:

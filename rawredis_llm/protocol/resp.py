@@ -97,6 +97,36 @@ def encode_many(commands: Iterable[Sequence[Any]], first: int = 0) -> Portions:
     return portions
 
 
+def encode_alike(commands: Sequence[tuple[Any, ...]]) -> Portions | None:
+    """Return what `encode_many` does for commands that are alike, or None if they are not.
+
+    Alike are those of as many arguments, all of them str or bytes below 1 KiB. Their pieces are put
+    in place column by column, in half of the time that a loop over commands takes.
+    """
+    width = len(commands[0])
+    if {*map(len, commands)} != {width} or not 0 < width < len(_HEADS):
+        return None
+    step = 2 * width + 2
+    most = _MANY // step + 1
+    portions: Portions = []
+    for start in range(0, len(commands), most):
+        part = commands[start : start + most]
+        try:
+            flat = [arg.encode() if type(arg) is str else arg for args in part for arg in args]
+            if {*map(type, flat)} != {bytes}:
+                return None
+            sizes = [*map(_SIZES.__getitem__, map(len, flat))]
+        except (IndexError, UnicodeEncodeError):  # a long one; or no text: the usual way says which
+            return None
+        pieces = [b"\r\n"] * (step * len(part))
+        pieces[::step] = [_HEADS[width]] * len(part)
+        for at in range(width):
+            pieces[2 * at + 1 :: step] = sizes[at::width]
+            pieces[2 * at + 2 :: step] = flat[at::width]
+        portions.append((b"".join(pieces), len(part)))
+    return portions
+
+
 def sealed(portions: Portions) -> tuple[Portions, bytes]:
     """Return portions that end in an ECHO of a fresh nonce, and the nonce."""
     nonce = os.urandom(12).hex().encode()
