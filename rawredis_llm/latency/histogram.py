@@ -83,7 +83,7 @@ class Histogram:
             raise ValueError(f"percent must be from 0 to 100, not {percent}")
         if not self.count:
             raise ValueError("nothing was recorded")
-        rank = max(math.ceil(percent / 100 * self.count), 1)
+        rank = max(math.ceil(round(percent * self.count / 100, 6)), 1)  # 99.9 is no exact double
         return next(value for value, seen in self.steps() if seen >= rank)
 
     def steps(self) -> Iterator[tuple[float, int]]:

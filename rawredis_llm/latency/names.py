@@ -66,6 +66,11 @@ def key_of(args: Sequence[Any]) -> str | None:
     return None if position is None or position >= len(args) else _text(args[position])
 
 
+def visible(text: str) -> str:
+    """Return a text with what does not print, or turns others' direction, escaped as in `repr`."""
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
+
+
 def _flat(batch: Batch) -> Iterator[Sequence[Any]]:
     for member in batch.members:
         if isinstance(member, Batch):
@@ -130,7 +135,7 @@ def _word(found: re.Match[str]) -> str:
 
 
 def _cut(text: str) -> str:
-    text = text if text.isprintable() else repr(text)[1:-1]
+    text = visible(text)
     return text if len(text) <= _WIDE else f"{text[: _WIDE - 3]}..."
 
 

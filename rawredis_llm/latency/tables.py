@@ -1,4 +1,4 @@
-"""A report as plain text for a terminal, and two reports beside each other.
+"""A report as sections of figures, as plain text for a terminal, and two reports beside each other.
 
 Must not import numpy, or what records.
 """
@@ -7,18 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..protocol.observing import PHASES
 from .histogram import Histogram
+from .names import visible
 from .report import CommandTimes, Report, ServerShare, ServerTimes
 
 __all__ = ["Change", "Comparison", "table", "text_table"]
 
-HEADINGS: Final = (
-    "command calls per_s errors retries p50 p90 p99 p99.9 max bytes_out bytes_in".split()
-)
+HEADINGS: Final = "calls per_s errors retries p50 p90 p99 p99.9 max bytes_out bytes_in".split()
 FLOOR: Final = 1e-7  # seconds: differences below this are the clock's
+
+
+class Section(NamedTuple):
+    """A part of a report: what it tells, the headings of the figures, and the lines.
+
+    The first cell of a line is a name. A section without headings has names only.
+    """
+
+    title: str
+    headings: Sequence[str]
+    lines: Sequence[Sequence[str]]
 
 
 def table(report: Report) -> str:
@@ -26,15 +36,20 @@ def table(report: Report) -> str:
 
     All times are microseconds. Calls are exchanges: a pipeline is one.
     """
+    return "\n\n".join(map(_text, sections(report))) or "nothing was recorded"
+
+
+def sections(report: Report) -> Iterator[Section]:
+    """Yield what `table` shows, part by part; nothing if nothing was recorded."""
     rows = report.rows()
     if not rows:
-        return "nothing was recorded"
-    parts = [_calls(report, rows), _phases(rows)]
+        return
+    yield _calls(report, rows)
+    yield _phases(rows)
     if any(one.due is not None for one in rows):
-        parts.append(_due(rows))
+        yield _due(rows)
     if report.server is not None:
-        parts += _server(rows, report.server)
-    return "\n\n".join(parts)
+        yield from _server(rows, report.server)
 
 
 def us(seconds: float | None) -> str:
@@ -51,17 +66,25 @@ def at(histogram: Histogram | None, percent: float) -> float | None:
 
 def text_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return lines in columns, the first to the left and the others to the right."""
-    widths = [max(map(len, column)) for column in zip(headings, *lines, strict=True)]
+    cells = [[visible(cell) for cell in line] for line in (headings, *lines)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join(
         "  ".join(
             cell.ljust(width) if position == 0 else cell.rjust(width)
             for position, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for line in (headings, *lines)
+        for line in cells
     )
 
 
-def _calls(report: Report, rows: Sequence[CommandTimes]) -> str:
+def _text(section: Section) -> str:
+    title, headings, lines = section
+    if headings:
+        return text_table((title, *headings), lines)
+    return "\n".join(f"{title}: {visible(one)}" for (one,) in lines)
+
+
+def _calls(report: Report, rows: Sequence[CommandTimes]) -> Section:
     lines = [
         (
             one.name,
@@ -75,27 +98,27 @@ def _calls(report: Report, rows: Sequence[CommandTimes]) -> str:
         )
         for one in rows
     ]
-    return text_table([heading.replace("_", " ") for heading in HEADINGS], lines)
+    return Section("command", [heading.replace("_", " ") for heading in HEADINGS], lines)
 
 
-def _phases(rows: Sequence[CommandTimes]) -> str:
+def _phases(rows: Sequence[CommandTimes]) -> Section:
     lines = [
         (one.name, us(one.total.mean), *(us(one.phases[phase].mean) for phase in PHASES))
         for one in rows
     ]
-    return text_table(("where the mean went, us", "in all", *PHASES), lines)
+    return Section("where the mean went, us", ("in all", *PHASES), lines)
 
 
-def _due(rows: Sequence[CommandTimes]) -> str:
+def _due(rows: Sequence[CommandTimes]) -> Section:
     lines = [
         (one.name, *(us(at(one.due, percent)) for percent in (50, 90, 99, 99.9, 100)))
         for one in rows
         if one.due is not None
     ]
-    return text_table(("from when it was due, us", "p50", "p90", "p99", "p99.9", "max"), lines)
+    return Section("from when it was due, us", ("p50", "p90", "p99", "p99.9", "max"), lines)
 
 
-def _server(rows: Sequence[CommandTimes], server: ServerShare) -> Iterator[str]:
+def _server(rows: Sequence[CommandTimes], server: ServerShare) -> Iterator[Section]:
     lines = []
     for name, count, wait, mine in shares(rows, server):
         mean = mine.seconds / mine.calls if mine.calls else 0.0
@@ -111,12 +134,12 @@ def _server(rows: Sequence[CommandTimes], server: ServerShare) -> Iterator[str]:
             )
         )
     headings = "p50,p99,send and wait,server's calls,its mean,its p50,its p99,network and queues"
-    yield text_table(("beside the server, us", "calls", *headings.split(",")), lines)
+    yield Section("beside the server, us", ("calls", *headings.split(",")), lines)
     if server.slow:
         entries = [(one.command, us(one.seconds)) for one in server.slow]
-        yield text_table(("the server's slow log", "us"), entries)
+        yield Section("the server's slow log", ("us",), entries)
     if server.missing:
-        yield "\n".join(f"not asked of the server: {one}" for one in server.missing)
+        yield Section("not asked of the server", (), [(one,) for one in server.missing])
 
 
 def shares(
