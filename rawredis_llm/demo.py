@@ -201,7 +201,7 @@ def run(
             part()
         demo.one_round_trip()
         screen.say("\nEvery command, as the client saw it:")
-        screen.say(recorder.report().table())
+        screen.say(recorder.report().table().partition("\n\n")[0])
     if screen.failed:
         screen.say(f"\nFAILED: {', '.join(screen.failed)}", "bold red")
         return 1

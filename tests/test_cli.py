@@ -38,7 +38,7 @@ def test_demo_shows_every_part(capsys: pytest.CaptureFixture[str]) -> None:
         assert line.startswith(" ok ")
         assert " ms" in line
     assert "GET+XREVRANGE+FT.SEARCH" in shown
-    assert "p99 us" in shown
+    assert "p99.9" in shown
     assert "Every step came out right." in shown
 
 

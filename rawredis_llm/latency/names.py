@@ -6,41 +6,94 @@ Must not import numpy, or what records.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
-from ..protocol.operation import Batch, Command, Sent
+from ..protocol.operation import Batch, Command, Ready, Sent
+from ..protocol.retry import READS
 from ..protocol.vetting import command_name
 
+if TYPE_CHECKING:
+    from typing import TypeGuard
+
 _CONTAINERS: Final = frozenset(
-    "ACL CLIENT CLUSTER COMMAND CONFIG DEBUG FT.CONFIG FT.CURSOR FUNCTION JSON.DEBUG LATENCY MEMORY"
-    " MODULE OBJECT PUBSUB SCRIPT SLOWLOG XGROUP XINFO".split()
+    "ACL CLIENT CLUSTER COMMAND CONFIG DEBUG FT.CONFIG FT.CURSOR FT.DEBUG FUNCTION JSON.DEBUG"
+    " LATENCY MEMORY MODULE OBJECT PUBSUB SCRIPT SENTINEL SLOWLOG XGROUP XINFO".split()
 )
 """Commands of which only the second word says what they do."""
-_KEY_THIRD: Final = frozenset("JSON.DEBUG MEMORY OBJECT XGROUP XINFO BITOP FT.CURSOR".split())
-_SCRIPTS: Final = frozenset("EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO".split())
+_SECRET: Final = frozenset("ACL AUTH CONFIG HELLO MIGRATE REPLICAOF SENTINEL SLAVEOF".split())
+_KEY_THIRD: Final = frozenset("BITOP FT.CURSOR JSON.DEBUG MEMORY OBJECT XGROUP XINFO".split())
+_COUNTED: Final = {
+    **dict.fromkeys("EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO BLMPOP BZMPOP".split(), 3),
+    **dict.fromkeys("LMPOP MSETEX SINTERCARD ZDIFF ZINTER ZINTERCARD ZMPOP ZUNION".split(), 2),
+}
+"""Commands that say how many keys there are, and where the first one is, behind that number."""
+_NAMED: Final = frozenset("EVALSHA EVALSHA_RO FCALL FCALL_RO".split())
 _KEYLESS: Final = frozenset(
-    "AUTH BGREWRITEAOF BGSAVE DBSIZE ECHO FLUSHALL FLUSHDB HELLO INFO LASTSAVE MULTI EXEC PING"
-    " PUBLISH PUBSUB SCAN SPUBLISH TIME WAIT WAITAOF".split()
+    "DBSIZE ECHO INFO KEYS LASTSAVE LOLWUT PING RANDOMKEY SCAN TIME".split()
 )
-_SECRET: Final = frozenset("ACL AUTH CONFIG HELLO MIGRATE REPLICAOF".split())
-_MOST: Final = 4  # names in the name of a pipeline
+_KEY_SECOND: Final = (READS - _KEYLESS) | frozenset(
+    """
+    APPEND BITFIELD BLMOVE BLPOP BRPOP BRPOPLPUSH BZPOPMAX BZPOPMIN COPY DECR DECRBY DEL DELEX
+    DIGEST EXPIRE EXPIREAT GEOADD GEORADIUS GEORADIUSBYMEMBER GEOSEARCHSTORE GETDEL GETEX GETSET
+    HDEL HEXPIRE HEXPIREAT HGETDEL HGETEX HINCRBY HINCRBYFLOAT HMSET HPERSIST HPEXPIRE HPEXPIREAT
+    HSET HSETEX HSETNX INCR INCRBY INCRBYFLOAT LINSERT LMOVE LPOP LPUSH LPUSHX LREM LSET LTRIM MOVE
+    MSET MSETNX PERSIST PEXPIRE PEXPIREAT PFADD PFMERGE PSETEX RENAME RENAMENX RESTORE RPOP
+    RPOPLPUSH RPUSH RPUSHX SADD SDIFFSTORE SET SETBIT SETEX SETNX SETRANGE SINTERSTORE SMOVE SORT
+    SPOP SREM SUNIONSTORE TOUCH UNLINK VADD VCARD VDIM VEMB VGETATTR VINFO VISMEMBER VLINKS
+    VRANDMEMBER VRANGE VREM VSETATTR VSIM WATCH XACK XACKDEL XADD XAUTOCLAIM XCLAIM XDEL XDELEX
+    XSETID XTRIM ZADD ZDIFFSTORE ZINCRBY ZINTERSTORE ZPOPMAX ZPOPMIN ZRANGESTORE ZREM
+    ZREMRANGEBYLEX ZREMRANGEBYRANK ZREMRANGEBYSCORE ZUNIONSTORE
+    """.split()
+)
+"""Commands whose first argument is a key. Of those that nobody knows, such as a misspelt AUTH, it
+may be a secret, and is not shown."""
+_MODULES: Final = frozenset("BF CF CMS FT JSON TDIGEST TOPK TS".split())
+"""The same, by what stands before the point."""
+_QUERIES: Final = {"FT.AGGREGATE": 2, "FT.HYBRID": 3, "FT.SEARCH": 2}  # where the query stands
+_MOST: Final = 6  # names in the name of a pipeline
+_LINES: Final = 4  # of it that are shown
 
 
 def label(what: Sent, prefixes: Sequence[str] = ()) -> str:
     """Return the name under which an exchange is counted.
 
     `GET`, `CONFIG GET`, `FT.SEARCH docs` (with its index), `GET user:*` (if its first key begins by
-    one of the prefixes, the first that fits), `PIPELINE SET+GET`, `MULTI INCR`.
+    one of the prefixes, the first that fits), `PIPELINE SET+GET`, `MULTI INCR`, and
+    `PIPELINE DEL+HSET+FT.SEARCH docs` where one index is named.
     """
-    if not isinstance(what, Batch):
-        return _one(what, prefixes)
-    members = list(_flat(what))
-    if len(members) == 1 and not what.atomic:
-        return _one(members[0], prefixes)
-    names = list(dict.fromkeys(_one(args, prefixes) for args in members))
-    shown = "+".join(names[:_MOST]) + ("+..." if len(names) > _MOST else "")
+    found = names(what, prefixes)
+    if not is_batch(what):
+        return found[0]
+    commands, indexes = (list(dict.fromkeys(one)) for one in zip(*map(parted, found), strict=True))
+    shown = "+".join(commands[:_MOST]) + ("+..." if len(commands) > _MOST else "")
+    indexes = [index for index in indexes if index]
+    shown = f"{shown} {indexes[0]}" if len(indexes) == 1 else shown
     return f"{'MULTI' if what.atomic else 'PIPELINE'} {shown}"
+
+
+def names(what: Sent, prefixes: Sequence[str] = ()) -> list[str]:
+    """Return the labels of an exchange's commands, each once."""
+    if not isinstance(what, Batch):
+        return [_one(what, prefixes)]
+    members: Iterable[Sequence[Any]] = _flat(what)
+    if isinstance(what, Ready) and not prefixes:  # making its commands takes as long as sending
+        told = [(name,) for name in dict.fromkeys(what.names)]
+        members = told if all(map(is_plain, told)) else members
+    found: dict[str, None] = {}
+    plain = set()  # of thousands of commands there are few names
+    for args in members:
+        if args[0] not in plain:
+            found[_one(args, prefixes)] = None
+            if not prefixes and is_plain(args):
+                plain.add(args[0])
+    return list(found)
+
+
+def is_batch(what: Sent) -> TypeGuard[Batch]:
+    """Return whether it counts as a pipeline or a transaction: one command alone does not."""
+    return isinstance(what, Batch) and what.width > 1
 
 
 def is_plain(args: Sequence[Any]) -> bool:
@@ -49,15 +102,27 @@ def is_plain(args: Sequence[Any]) -> bool:
     return name not in _CONTAINERS and not name.startswith("FT.")
 
 
+def parted(name: str) -> tuple[str, str]:
+    """Return a single command's label without its index, and the index, or ''."""
+    command, _, rest = name.partition(" ")
+    if command in _CONTAINERS:
+        second, _, rest = rest.partition(" ")
+        command = f"{command} {second}".rstrip()
+    return (command, rest) if command.startswith("FT.") else (name, "")
+
+
 def argv(what: Sent) -> list[str]:
     """Return an exchange's commands as they may be logged, one text each: `SET user:1 ?`.
 
     The name, the sub-command, the first key or the index, and words of the search language are
-    shown; all values are `?`. Of AUTH, HELLO, ACL, CONFIG and MIGRATE only the names are.
+    shown; all values are `?`. Of AUTH, HELLO, ACL, CONFIG and MIGRATE only the names are, and of
+    commands that are not known to have a key.
     """
-    members = list(_flat(what)) if isinstance(what, Batch) else [what]
-    lines = [_shown(args) for args in members[:_MOST]]
-    return [*lines, f"(and {len(members) - _MOST} more)"] if len(members) > _MOST else lines
+    if not isinstance(what, Batch):
+        return [_shown(what)]
+    lines = [_shown(args) for args in islice(_flat(what), _LINES)]
+    more = what.width - 2 * what.atomic - len(lines)
+    return [*lines, f"(and {more} more)"] if more > 0 else lines
 
 
 def key_of(args: Sequence[Any]) -> str | None:
@@ -71,8 +136,15 @@ def visible(text: str) -> str:
     return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
+def procedure(what: Sent) -> str | None:
+    """Return the function, or a script's digest, that a command runs, or None."""
+    if isinstance(what, Batch) or len(what) < 2:
+        return None
+    return _cut(_text(what[1])) if command_name(what) in _NAMED else None
+
+
 def _flat(batch: Batch) -> Iterator[Sequence[Any]]:
-    for member in batch.members:
+    for member in batch.commands() if isinstance(batch, Ready) else batch.members:
         if isinstance(member, Batch):
             yield from _flat(member)
         else:
@@ -81,44 +153,55 @@ def _flat(batch: Batch) -> Iterator[Sequence[Any]]:
 
 def _one(args: Sequence[Any], prefixes: Sequence[str]) -> str:
     name = command_name(args)
-    if name in _CONTAINERS:
-        name = f"{name} {_text(args[1]).upper()}" if len(args) > 1 else name
+    shown = _cut(name)
+    if name in _CONTAINERS and len(args) > 1:
+        shown = f"{shown} {_second(args)}"
     if name.startswith("FT."):
         key = key_of(args)
-        return f"{name} {key}" if key is not None else name
+        return f"{shown} {_cut(key)}" if key is not None else shown
     if prefixes:
         key = key_of(args) or ""
         fitting = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
-        name = name if fitting is None else f"{name} {fitting}*"
-    return name
+        shown = shown if fitting is None else f"{shown} {fitting}*"
+    return shown
+
+
+def _second(args: Sequence[Any]) -> str:
+    """Return a container's second word: no other text, which may be a value in the wrong place."""
+    text = _text(args[1])
+    return text.upper() if re.fullmatch("[A-Za-z_-]{1,24}", text) else "?"
 
 
 def _key_position(args: Sequence[Any]) -> int | None:
     name = command_name(args)
     if name in _KEY_THIRD:
         return 2
-    if name in _SCRIPTS:
-        return 3 if len(args) > 2 and _text(args[2]) != "0" else None
-    if name in _CONTAINERS or name in _KEYLESS or name == "FT._LIST":
-        return None
+    if name in _COUNTED:
+        at = _COUNTED[name]
+        counted = len(args) > at and re.fullmatch("[1-9][0-9]*", _text(args[at - 1]))
+        return at if counted else None
     if name in {"XREAD", "XREADGROUP"}:
         words = [_text(arg).upper() for arg in args]
-        return words.index("STREAMS") + 1 if "STREAMS" in words else None
-    return 1
+        start = 4 if name == "XREADGROUP" else 1
+        return words.index("STREAMS", start) + 1 if "STREAMS" in words[start:] else None
+    known = name in _KEY_SECOND or name.partition(".")[0] in _MODULES
+    return 1 if known and name not in _CONTAINERS and name != "FT._LIST" else None
 
 
 def _shown(args: Sequence[Any]) -> str:
     name = command_name(args)
-    words = [name]
+    words = [_cut(name)]
     position = _key_position(args)
     for at, arg in enumerate(args[1:_LONG], 1):
         text = _text(arg)
-        if (name in _CONTAINERS and at == 1) or at == position:
-            words.append(_cut(text.upper() if at != position else text))
-        elif name not in _SECRET and isinstance(arg, (str, bytes)) and text in _OPTIONS:
-            words.append(text)
-        elif name in {"FT.SEARCH", "FT.AGGREGATE", "FT.HYBRID"} and at == 2:
+        if at == position:
+            words.append(_cut(text))
+        elif at == 1 and name in _CONTAINERS:
+            words.append(_second(args))
+        elif at == _QUERIES.get(name):
             words.append(f'"{_cut(_query(text))}"')
+        elif text in _OPTIONS and name not in _SECRET:
+            words.append(text)
         elif words[-1] != "?":
             words.append("?")
     return " ".join([*words, "..."] if len(args) > _LONG else words)
@@ -126,12 +209,16 @@ def _shown(args: Sequence[Any]) -> str:
 
 def _query(text: str) -> str:
     """Return a query's outline: its fields, its operators, and a ? for every value."""
-    return re.sub(r"(?:\?\s*)+", "? ", _WORD.sub(_word, text)).strip()
+    return re.sub(r"\?(?:\s*\?)+", "?", _WORD.sub(_word, text))
 
 
 def _word(found: re.Match[str]) -> str:
     word = found[0]
-    return word if word[0] in "@$=" or word in _OPTIONS else "?"
+    if word.startswith("{"):
+        return "{?}"
+    if word.startswith("KNN"):
+        return f"KNN ? {word.split()[-1]}"
+    return word if word[0] in "@=" or word in _OPTIONS else "?"
 
 
 def _cut(text: str) -> str:
@@ -141,13 +228,24 @@ def _cut(text: str) -> str:
 
 def _text(arg: Any) -> str:
     if isinstance(arg, bytes):
-        return arg.decode(errors="replace")
-    return arg if isinstance(arg, str) else str(arg) if isinstance(arg, (int, float)) else "?"
+        return arg[:_FAR].decode(errors="replace")
+    return (
+        arg[:_FAR] if isinstance(arg, str) else str(arg) if isinstance(arg, (int, float)) else "?"
+    )
 
 
 _LONG: Final = 24  # arguments
-_WIDE: Final = 80  # characters
-_WORD: Final = re.compile(r"@[\w.]+|\$\w+|=>|(?:\\.|[^\s@$()\[\]{}|:=*~-])+")
+_WIDE: Final = 80  # characters,
+_FAR: Final = 1000  # and that are looked at: values may be of megabytes
+_WORD: Final = re.compile(
+    r"""
+    "(?:\\.|[^"\\])*"? | w'(?:\\.|[^'\\])*'?  # what is quoted, whatever it looks like
+    | \{(?:\\.|"(?:\\.|[^"\\])*"|[^}"\\])*\}?  # tags, and attributes
+    | KNN\s+\S+\s+@[\w.]+ | (?<![\w\\])@[\w.]+(?:\|[\w.]+)*(?=\s*:)  # fields
+    | => | (?:\\.|[^\s@()\[\]{}|:=*~"-])+
+    """,
+    re.VERBOSE | re.DOTALL,
+)
 _OPTIONS: Final = frozenset(
     "AGGREGATE AND APPLY AS ASC BLOCK BY BYLEX BYSCORE CH COUNT DESC DIALECT EF_RUNTIME EX EXAT"
     " EXPLAIN FIELDS FILTER GET GROUPBY GT IDLE INCR INKEYS KEEPTTL KNN LIMIT LOAD LT MATCH MAXLEN"
