@@ -58,7 +58,10 @@ def test_faults_are_those_that_were_counted() -> None:
     assert quoted == re.findall(r"^\|.*\|$", counted, re.MULTILINE)
 
 
-def test_blocks_do_what_they_say(capsys: pytest.CaptureFixture[str]) -> None:
+def test_blocks_do_what_they_say(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     compared = 0
     try:

@@ -6,8 +6,9 @@ Must not import numpy, or what records.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 from ..protocol.operation import Batch, Command, Ready, Sent
@@ -77,13 +78,14 @@ def names(what: Sent, prefixes: Sequence[str] = ()) -> list[str]:
     """Return the labels of an exchange's commands, each once."""
     if not isinstance(what, Batch):
         return [_one(what, prefixes)]
-    members: Iterable[Sequence[Any]] = _flat(what)
-    if isinstance(what, Ready) and not prefixes:  # making its commands takes as long as sending
-        told = [(name,) for name in dict.fromkeys(what.names)]
-        members = told if all(map(is_plain, told)) else members
+    members: Any = what.members if not isinstance(what, Ready) else [(one,) for one in what.names]
+    if not prefixes and {*map(type, members)} == {tuple}:
+        heads = dict.fromkeys(map(itemgetter(0), members))
+        if all(is_plain((head,)) for head in heads):  # of thousands of commands there are few names
+            return list(dict.fromkeys(_one((head,), ()) for head in heads))
     found: dict[str, None] = {}
-    plain = set()  # of thousands of commands there are few names
-    for args in members:
+    plain = set()
+    for args in _flat(what):
         if args[0] not in plain:
             found[_one(args, prefixes)] = None
             if not prefixes and is_plain(args):
