@@ -20,24 +20,24 @@ All but the bare socket and `call alone` end with the answer's text in hand.
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import rawredis_llm
-from bench.conftest import Bare, Contender, Run, installed
-from bench.search import FLOOR, OURS
-from rawredis_llm import AsyncClient, Client, LLMCache, SemanticCache
+from bench.calls import Bare, Looped
+from bench.race import Contender, Run
+from bench.results import OURS, installed
+from bench.search import FLOOR
+from rawredis_llm import AsyncClient, Client, LLMCache, SemanticCache, TieredCache
 from rawredis_llm.protocol.operation import Batch, Command, steps_of
 from rawredis_llm.protocol.resp import encode
 
-RIVALS = {"langchain-redis": "langchain_redis", "redisvl": "redisvl"}  # package, and its module
 MODEL = "gpt-4o-mini, temperature 0"
 LIMIT = 0.1  # cosine distance, for all
 EXACT = 200  # entries in each exact cache
+NO_JSON = "The server has no JSON, which some of langchain-redis needs."
 
 
 @dataclass(frozen=True)
@@ -134,15 +134,15 @@ class _Floor(Bare, Cacher):
         return _raw_answers(found)
 
 
-class _CallAlone(Cacher):
+class _CallAlone(Looped, Cacher):
     """Our client without a cache."""
 
     name = f"{OURS}, call alone"
 
     def __init__(self, url: str) -> None:
+        super().__init__(url)
         self._client = Client(url)
         self._tasks_client = AsyncClient(url)
-        self._loop = asyncio.new_event_loop()
 
     def exact(self, questions: Sequence[Question]) -> Run:
         ready = [_asked(_EXACT.plan.lookup(one.prompt, MODEL)) for one in questions]
@@ -154,7 +154,7 @@ class _CallAlone(Cacher):
 
     def tasks(self, key: str, tasks: int, calls: int) -> Run:
         args = _asked(_EXACT.plan.lookup(key, MODEL))
-        return in_tasks(self._loop, lambda: self._tasks_client.call(*args), tasks, calls)
+        return self.in_tasks(lambda: self._tasks_client.call(*args), tasks, calls)
 
     def semantic(self, questions: Sequence[Question], *, given: bool) -> Run:
         ready = [_searched(question) for question in questions]
@@ -165,14 +165,15 @@ class _CallAlone(Cacher):
 
     def close(self) -> None:
         self._client.close()
-        self._loop.run_until_complete(self._tasks_client.close())
-        self._loop.close()
+        self.do(self._tasks_client.close())
+        super().close()
 
 
-class _Caches(Cacher):
+class _Caches(Looped, Cacher):
     """Our caches, which share a client as an application's would; each form of ours uses some."""
 
     def __init__(self, url: str) -> None:
+        super().__init__(url)
         self._client = Client(url)
         self._exact = LLMCache(self._client)
         self._semantic: SemanticCache[Client]
@@ -182,6 +183,7 @@ class _Caches(Cacher):
 
     def close(self) -> None:
         self._client.close()
+        super().close()
 
     def _embedder(self, stock: Stock) -> Callable[[list[str]], Any]:
         return stock.vectors.arrays
@@ -201,7 +203,6 @@ class _Ours(_Caches):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._tasks_client = AsyncClient(url)
-        self._loop = asyncio.new_event_loop()
 
     def fill(self, stock: Stock) -> None:
         super().fill(stock)
@@ -223,23 +224,20 @@ class _Ours(_Caches):
         async def one() -> str:
             return _text(await lookup(key, MODEL))
 
-        return in_tasks(self._loop, one, tasks, calls)
+        return self.in_tasks(one, tasks, calls)
 
     def semantic(self, questions: Sequence[Question], *, given: bool) -> Run:
         return self._nearly(questions, given=given)
 
     def tiered(self, questions: Sequence[Question], *, given: bool) -> Run:
-        made: Any = getattr(rawredis_llm, "TieredCache", None)
-        assert made is not None, "rawredis_llm has no TieredCache"
-        return _asking(made(self._exact, self._semantic).lookup, questions, given=given)
+        return _asking(TieredCache(self._exact, self._semantic).lookup, questions, given=given)
 
     def tiered_exact(self, questions: Sequence[Question]) -> Run:
         return self.tiered(questions, given=False)
 
     def close(self) -> None:
+        self.do(self._tasks_client.close())
         super().close()
-        self._loop.run_until_complete(self._tasks_client.close())
-        self._loop.close()
 
 
 class _Lists(_Caches):
@@ -288,19 +286,20 @@ def _asking(
     return lambda: [_text(lookup(prompt, MODEL, vector=vector)) for prompt, vector in pairs]
 
 
-class _LangChain(Cacher):
+class _LangChain(Looped, Cacher):
     """langchain-redis, its own defaults but for the threshold."""
 
     name = "langchain-redis"
 
     def __init__(self, url: str) -> None:
+        super().__init__(url)
         self._module = importlib.import_module("langchain_redis")
         self._generation = importlib.import_module("langchain_core.outputs").Generation
         self._url = url
         with Client(url) as client:
             self.has_json = client.call("COMMAND", "INFO", "JSON.GET") != [None]
+        self.notes = () if self.has_json else (NO_JSON,)
         self._exact = self._module.RedisCache(redis_url=url, prefix="bench-langchain")
-        self._loop = asyncio.new_event_loop()
         self._semantic: Any = None
 
     def fill(self, stock: Stock) -> None:
@@ -334,7 +333,7 @@ class _LangChain(Cacher):
             text: str = (await alookup(key, MODEL))[0].text
             return text
 
-        return in_tasks(self._loop, one, tasks, calls) if self.has_json else None
+        return self.in_tasks(one, tasks, calls) if self.has_json else None
 
     def semantic(self, questions: Sequence[Question], *, given: bool) -> Run | None:
         return None if given else self._asking(self._semantic.lookup, questions)
@@ -343,8 +342,8 @@ class _LangChain(Cacher):
         self._exact.redis.close()
         if self._semantic is not None:
             self._semantic.redis.close()
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
-        self._loop.close()
+        self.do(self.loop.shutdown_default_executor())
+        super().close()
 
     @staticmethod
     def _asking(lookup: Callable[..., Any], questions: Sequence[Question]) -> Run:
@@ -391,21 +390,6 @@ def _text(hit: Any) -> str:
     """Return a hit's answer, so that nobody gains by putting off what the caller needs."""
     answer: str = hit.response
     return answer
-
-
-def in_tasks(
-    loop: asyncio.AbstractEventLoop, call: Callable[[], Any], tasks: int, calls: int
-) -> Run:
-    """Return what awaits a call in each of many tasks, so many times one after the other."""
-
-    async def task() -> list[Any]:
-        return [await call() for _ in range(calls)]
-
-    async def run() -> list[Any]:
-        found = await asyncio.gather(*[task() for _ in range(tasks)])
-        return [value for values in found for value in values]
-
-    return lambda: loop.run_until_complete(run())
 
 
 _EXACT = LLMCache(Client())  # its client never connects: it is asked for plans alone

@@ -20,8 +20,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration
 
-from bench.conftest import Contender, Run, installed
-from bench.search import OURS
+from bench.caches import NO_JSON
+from bench.race import Contender, Run
+from bench.results import OURS, installed
 from rawredis_llm import ChatHistory, Client
 from rawredis_llm.langchain import (
     RedisCache,
@@ -30,7 +31,6 @@ from rawredis_llm.langchain import (
     RedisVectorStore,
 )
 
-RIVAL = "langchain-redis"
 MODEL = "gpt-4o-mini, temperature 0"
 LIMIT = 0.2  # cosine distance up to which a prompt counts as the same
 TURNS: list[BaseMessage] = [
@@ -203,13 +203,14 @@ class _ChatHistory(Dropin):
 
 
 class _LangChain(_Classes):
-    name = RIVAL
+    name = "langchain-redis"
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self._module = importlib.import_module("langchain_redis")
         with Client(url) as client:
             self.json = client.call("COMMAND", "INFO", "JSON.GET") != [None]
+        self.notes = () if self.json else (NO_JSON,)
 
     def history(self, session: str) -> Any:
         make: Callable[..., Any] = self._module.RedisChatMessageHistory

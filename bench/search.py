@@ -20,19 +20,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, TypeAlias
 
-from bench.conftest import RIVAL, Bare, Contender, Outcome, Run, installed
+import numpy as np
+
+from bench.calls import Bare
+from bench.race import Contender, Run
+from bench.results import OURS, installed
 from rawredis_llm import Client, Numeric, Tag, Text, Vector, VectorIndex
 from rawredis_llm.protocol.operation import steps_of
 from rawredis_llm.protocol.resp import encode
 
 FLOOR = "ready bytes, socket + hiredis"
-OURS = "rawredis_llm"
-RIVALS = {
-    "redis": RIVAL,
-    "redisvl": "redisvl",
-}  # the package's (and module's) name, the contender's
 BATCH = 500  # rows a write when loading, for all
 RETURNED = ("text", "kind", "year")
 
@@ -72,6 +72,36 @@ class Documents:
         """Return the first of these documents under another name, with some of the columns."""
         chosen = {column: self.columns[column][:count] for column in columns}
         return Documents(name, self.vectors[:count], chosen, algorithm)
+
+    def indexed(self, client: Client) -> Documents:
+        """Return these documents, once they are there, and indexed."""
+        index = self.index(client)
+        index.create()
+        index.load(self.ids, self.vectors, self.columns)
+        return self
+
+    def queries(self, count: int) -> Any:
+        """Return vectors, each near to two of the documents."""
+        return self.vectors[:count] + self.vectors[1 : count + 1]
+
+    @cached_property
+    def _units(self) -> Any:
+        stored = self.vectors.astype(float)
+        return stored / np.linalg.norm(stored, axis=1, keepdims=True)
+
+    def distances(self, vector: Any) -> Any:
+        """Return the cosine distances of all of them from a vector."""
+        # Not by `@`, whose threads go on for a while and would count as a contender's.
+        return 1 - np.einsum("ij,j->i", self._units, vector) / np.linalg.norm(vector)
+
+    def check(self, found: list[Row], distances: Any, k: int) -> None:
+        """Assert that the nearest documents were found, whole, and in order."""
+        ids = [int(row[0]) for row in found]
+        assert len(set(ids)) == k
+        for expected in (np.sort(distances)[:k], distances[ids]):
+            np.testing.assert_allclose([row[1] for row in found], expected, atol=1e-4)
+        fields = [tuple(self.columns[name][i] for name in RETURNED) for i in ids]
+        assert [row[2:] for row in found] == fields
 
     def index(self, client: Client) -> VectorIndex[Client]:
         """Return an index that covers them, once it is created."""
@@ -218,7 +248,7 @@ def _touched(result: Any) -> list[Any]:
 class _RedisPy(Searcher):
     """It has no way to send many searches at once."""
 
-    name = RIVAL
+    name = "redis-py"
 
     def __init__(self, url: str) -> None:
         self._client = importlib.import_module("redis").Redis.from_url(url, protocol=2)
@@ -314,16 +344,3 @@ def searchers(url: str) -> list[Searcher]:
     rivals: dict[str, type[_RedisPy | _RedisVL]] = {"redis": _RedisPy, "redisvl": _RedisVL}
     there = [make(url) for module, make in rivals.items() if installed(module)]
     return [_Floor(url), _FlatFloor(url), _Ours(url), _OursFlat(url), _OneByOne(url), *there]
-
-
-BESIDE = f"""\
-Ours / it: our time divided by the row's contender's, CPU (wall): 0.50 is half of it.
-{FLOOR}: the floor, for which nothing is encoded and nothing decoded."""
-
-
-def beside(outcome: Outcome) -> Iterator[list[str]]:
-    """Yield a scenario's rows of a table: ours beside each other contender."""
-    for name in outcome.samples:
-        ratio = outcome.ratio(OURS, name)
-        shown = "" if name == OURS else f"{ratio.cpu:.2f} ({ratio.wall:.2f})"
-        yield [*outcome.cells(name), shown]

@@ -1,9 +1,9 @@
 """What a lookup in a cache costs the client: ours, langchain-redis, redisvl, and a bare socket.
 
-    pytest bench/test_caches.py                      prints the table
-    pytest bench/test_caches.py --write-results      writes it to CACHES.md too
+    pytest bench/test_caches.py                      prints the section "Caches"
+    pytest bench/test_caches.py --write-results      writes it to RESULTS.md too
 
-The rules are those of `conftest.py`; who takes part is told in `caches.py`. Every lookup measured
+The rules are those of `race.py`; who takes part is told in `caches.py`. Every lookup measured
 is a hit, but for the outage's. What a semantic lookup costs an application is mostly its model's
 time, which is left out here: vectors are known beforehand.
 """
@@ -16,33 +16,27 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import pytest
 
-import rawredis_llm
-from bench.caches import MODEL, RIVALS, Cacher, Question, Stock, Vectors, cachers
-from bench.conftest import Race, Report, environment, installed
-from bench.search import BESIDE, beside
+from bench.caches import MODEL, Cacher, Question, Stock, Vectors, cachers
+from bench.race import Race
+from bench.results import Report, Section
+from bench.search import FLOOR
 from rawredis_llm import AsyncClient, Client, EmbeddedServer, LLMCache
 
-CACHES = Path(__file__).with_name("CACHES.md")
 ENTRIES, DIM = 1000, 1536
 NEAR = 0.05  # cosine distance of a question from the entry that answers it
 QUESTIONS = 20  # in a sample, all different, so that nobody gains by remembering the last one
-LEGEND = f"""\
-Microseconds per lookup: median (least) of the rounds. CPU: the client process, user and system.
-{BESIDE}"""
-HEAD = """\
-# What a lookup in a cache costs the client
-
-Written by `pytest bench/test_caches.py --write-results`; `caches.py` says what is measured, and
-`conftest.py` how. Contenders took turns in short rounds, so the ratios hold better than the
-microseconds.
-"""
+SECTION = Section(
+    "Caches",
+    f"{FLOOR}: the floor, for which nothing is encoded and nothing decoded.",
+    ("langchain-redis", "redisvl"),
+    ("redis", "langchain-core"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,28 +80,6 @@ def contenders(server: EmbeddedServer, stock: Stock) -> Iterator[list[Cacher]]:
         for contender in contenders:
             contender.fill(stock)
         yield contenders
-
-
-@pytest.fixture(scope="module")
-def report(pytestconfig: pytest.Config, client: Client, contenders: list[Cacher]) -> Report:
-    """Return what the outcomes are to be put into."""
-    columns = ["scenario", "contender", "CPU us", "wall us", "ours / it: CPU (wall)"]
-    there = [name for name, module in RIVALS.items() if installed(module)]
-    packages = ["redis", "langchain-core"] if "langchain-redis" in there else ["redis"]
-    packages = [*packages, *there] if there else []
-    report = Report(CACHES, HEAD, LEGEND, columns, beside, environment(client, packages))
-    missing = [name for name in RIVALS if name not in there]
-    report.notes += [f"{name} is not installed and took no part." for name in missing]
-    if not all(getattr(contender, "has_json", True) for contender in contenders):
-        report.notes.append("The server has no JSON, without which langchain-redis is semantic.")
-    pytestconfig.pluginmanager.register(report)
-    return report
-
-
-def unmeasured(report: Report, scenario: str, reason: str) -> None:
-    """Skip a scenario, and say so in the results, too."""
-    report.notes.append(f"Not measured: {scenario}: {reason}.")
-    pytest.skip(reason)
 
 
 def measure(
@@ -165,35 +137,22 @@ def semantic(race: Race[Cacher], scenario: str, asked: list[Question], *, given:
     measure(race, scenario, lambda c: c.semantic(asked, given=given), answers, rounds=100)
 
 
-def test_tiered(race: Race[Cacher], stock: Stock, client: Client, report: Report) -> None:
-    tiered(race, "tiered, semantic hit", stock, client, report, given=False)
+def test_tiered(race: Race[Cacher], stock: Stock, client: Client) -> None:
+    tiered(race, "tiered, semantic hit", stock, client, given=False)
 
 
-def test_tiered_given(race: Race[Cacher], stock: Stock, client: Client, report: Report) -> None:
-    tiered(race, "tiered, semantic hit, vector given", stock, client, report, given=True)
+def test_tiered_given(race: Race[Cacher], stock: Stock, client: Client) -> None:
+    tiered(race, "tiered, semantic hit, vector given", stock, client, given=True)
 
 
-def test_tiered_exact(race: Race[Cacher], stock: Stock, report: Report) -> None:
-    scenario = "tiered, exact hit"
-    if not hasattr(rawredis_llm, "TieredCache"):
-        unmeasured(report, scenario, "rawredis_llm has no TieredCache")
+def test_tiered_exact(race: Race[Cacher], stock: Stock) -> None:
     asked = stock.entries[:QUESTIONS]
     answers = [one.answer for one in asked]
-    measure(race, scenario, lambda c: c.tiered_exact(asked), answers, rounds=100)
+    measure(race, "tiered, exact hit", lambda c: c.tiered_exact(asked), answers, rounds=100)
 
 
-def tiered(
-    race: Race[Cacher],
-    scenario: str,
-    stock: Stock,
-    client: Client,
-    report: Report,
-    *,
-    given: bool,
-) -> None:
+def tiered(race: Race[Cacher], scenario: str, stock: Stock, client: Client, *, given: bool) -> None:
     """Measure lookups that the exact cache in front cannot answer."""
-    if not hasattr(rawredis_llm, "TieredCache"):
-        unmeasured(report, scenario, "rawredis_llm has no TieredCache")
     asked = near(stock.entries)
     cache = LLMCache(client)
 
@@ -214,8 +173,6 @@ def tiered(
 def test_single_flight(server: EmbeddedServer, report: Report) -> None:
     tasks = 1000
     scenario = f"{tasks:,} tasks for one cold key"
-    if not hasattr(LLMCache, "get_or_compute"):
-        unmeasured(report, scenario, "LLMCache has no get_or_compute")
     ended: list[float] = []
 
     async def compute(*_: Any) -> str:
@@ -245,7 +202,7 @@ def test_single_flight(server: EmbeddedServer, report: Report) -> None:
 
 def test_outage(report: Report) -> None:
     if not hasattr(signal, "SIGSTOP"):
-        unmeasured(report, "an outage", "this system cannot stop a process")
+        pytest.skip("this system cannot stop a process")
     with EmbeddedServer(port=0, search=False) as server, Client(server.url, timeout=0.2) as client:
         info = client.call("INFO", "server").decode().splitlines()
         pid = next(int(line.partition(":")[2]) for line in info if line.startswith("process_id:"))

@@ -1,100 +1,35 @@
 """What LangChain's classes cost the client: ours, by their drop-ins, and langchain-redis.
 
-    pytest bench/test_langchain.py                   prints the table
-    pytest bench/test_langchain.py --write-results   writes it to LANGCHAIN.md too
+    pytest bench/test_langchain.py                   prints the section "LangChain classes"
+    pytest bench/test_langchain.py --write-results   writes it to RESULTS.md too
 
-The rules are those of `conftest.py`; who takes part is told in `dropins.py`.
+The rules are those of `race.py`; who takes part is told in `dropins.py`.
 """
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytest
 
-from bench.conftest import Race, Report, environment
-from bench.dropins import ANSWER, RIVAL, TURNS, Dropin, Known, dropins
-from bench.search import BESIDE, beside
-from rawredis_llm import Client, EmbeddedServer
+from bench.dropins import ANSWER, TURNS, Dropin, Known, dropins
+from bench.race import equal
+from bench.results import Section
 
-FILE = Path(__file__).with_name("LANGCHAIN.md")
+if TYPE_CHECKING:
+    from bench.race import Race
+
+CONTENDERS = dropins
+SECTION = Section(
+    "LangChain classes", "", ("langchain-redis",), ("langchain-core", "redis", "redisvl")
+)
 NEAR = 0.05  # cosine distance of a question from the prompt that was stored
-LEGEND = f"""\
-Microseconds per operation: median (least) of the rounds. CPU: the client process, user and system.
-{BESIDE}"""
-HEAD = """\
-# What LangChain's classes cost the client
-
-Written by `pytest bench/test_langchain.py --write-results`; `dropins.py` says what is measured, and
-`conftest.py` how. Contenders took turns in short rounds, so the ratios hold better than the
-microseconds.
-"""
-# What the drop-ins need of langchain-core, and numpy, which users of vectors have.
-OF_LANGCHAIN = """
-import numpy
-from langchain_core import caches, callbacks, chat_history, embeddings, globals, load, stores
-from langchain_core import documents, language_models, messages, outputs, runnables, vectorstores
-from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, ChatMessage, FunctionMessage
-from langchain_core.messages import HumanMessage, RemoveMessage, SystemMessage, ToolMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, GenerationChunk
-from langchain_core.vectorstores import VectorStore, VectorStoreRetriever
-import time, sys
-began = time.perf_counter()
-"""
-IMPORTS = {
-    "import rawredis_llm.langchain": "import rawredis_llm.langchain",
-    "of it RedisCache and RedisChatMessageHistory": (
-        "from rawredis_llm.langchain import RedisCache, RedisChatMessageHistory"
-    ),
-    "of it every name": "from rawredis_llm.langchain import *",
-}
-
-
-@pytest.fixture(scope="module")
-def contenders(server: EmbeddedServer) -> Iterator[list[Dropin]]:
-    """Return all contenders, on the same server."""
-    contenders = dropins(server.url)
-    yield contenders
-    for contender in contenders:
-        contender.close()
-
-
-@pytest.fixture(scope="module")
-def report(pytestconfig: pytest.Config, client: Client, contenders: list[Dropin]) -> Report:
-    """Return what the outcomes are to be put into."""
-    columns = ["scenario", "contender", "CPU us", "wall us", "ours / it: CPU (wall)"]
-    there = [contender.name for contender in contenders]
-    packages = ["langchain-core", *([RIVAL, "redis", "redisvl"] if RIVAL in there else [])]
-    report = Report(FILE, HEAD, LEGEND, columns, beside, environment(client, packages))
-    if RIVAL not in there:
-        report.notes.append(f"{RIVAL} is not installed and took no part.")
-    elif not all(getattr(contender, "json", True) for contender in contenders):
-        report.notes.append(f"The server has no JSON, which {RIVAL} needs for some.")
-    pytestconfig.pluginmanager.register(report)
-    return report
 
 
 def vectors(count: int, dim: int, seed: int = 0) -> Any:
     """Return unit vectors, the same at each run."""
     found = np.random.default_rng(seed).standard_normal((count, dim), dtype=np.float32)
     return found / np.linalg.norm(found, axis=1, keepdims=True)
-
-
-def equal(wanted: Any) -> Any:
-    """Return what checks that a contender found just this."""
-
-    def check(_: Dropin, result: Any) -> None:
-        assert result == wanted
-
-    return check
 
 
 def test_read(race: Race[Dropin]) -> None:
@@ -155,19 +90,3 @@ def test_search(race: Race[Dropin]) -> None:
         rounds=30,
         operations=10,
     )
-
-
-def test_import(report: Report, tmp_path: Path) -> None:
-    # As after an installation: what is imported has been compiled.
-    compiled = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
-    for what, statement in IMPORTS.items():
-        code = f"{OF_LANGCHAIN}{statement}\nprint(time.perf_counter() - began)"
-        python = [sys.executable, "-c", code]
-        _, *took = [
-            float(subprocess.run(python, capture_output=True, check=True, env=compiled).stdout)
-            for _ in range(8)
-        ]
-        report.notes.append(
-            f"{what}, beyond langchain-core's own and numpy: {statistics.median(took) * 1e3:.1f} ms"
-            f" ({min(took) * 1e3:.1f} the least of {len(took)})."
-        )

@@ -1,9 +1,9 @@
 """What loads and searches cost the client: ours, redis-py, redisvl, and ready bytes on a socket.
 
-    pytest bench/test_search.py                      prints the table
-    pytest bench/test_search.py --write-results      writes it to SEARCH.md too
+    pytest bench/test_search.py                      prints the section "Loads and searches"
+    pytest bench/test_search.py --write-results      writes it to RESULTS.md too
 
-The rules are those of `conftest.py`; who takes part is told in `search.py`. Where the server is the
+The rules are those of `race.py`; who takes part is told in `search.py`. Where the server is the
 slow one (an index that is being filled, a KNN of many documents) wall ratios say little, and CPU
 times are those of a client that has just been woken: the index of 1,000 documents shows more of the
 client than that of 10,000.
@@ -14,54 +14,24 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-from bench.conftest import RIVAL, Outcome, Race, Report, environment, installed
-from bench.search import BESIDE, FLOOR, OURS, RIVALS, Documents, Searcher, beside, searchers
-from rawredis_llm import Client, EmbeddedServer, VectorIndex
+from bench.results import OURS, Report, Section
+from bench.search import FLOOR, Documents, Searcher, searchers
+from rawredis_llm import Client
 
-SEARCH = Path(__file__).with_name("SEARCH.md")
-LEGEND = f"""\
-Microseconds per operation: median (least) of the rounds. CPU: the client process, user and system.
-{BESIDE}"""
-HEAD = """\
-# What loads and searches cost the client
+if TYPE_CHECKING:
+    from bench.race import Race
 
-Written by `pytest bench/test_search.py --write-results`; `search.py` says what is measured, and
-`conftest.py` how. Contenders took turns in short rounds, so the ratios hold better than the
-microseconds.
-"""
-
-
-def rows(outcome: Outcome) -> Iterator[list[str]]:
-    """Yield a scenario's rows of the table, and who took no part."""
-    yield from beside(outcome)
-    for module, name in RIVALS.items():
-        if not installed(module):
-            yield [outcome.scenario, name, "not installed", "", ""]
-
-
-@pytest.fixture(scope="module")
-def contenders(server: EmbeddedServer) -> Iterator[list[Searcher]]:
-    """Return all clients, connected to the same server."""
-    contenders = searchers(server.url)
-    yield contenders
-    for contender in contenders:
-        contender.close()
-
-
-@pytest.fixture(scope="module")
-def report(pytestconfig: pytest.Config, client: Client) -> Report:
-    """Return what the outcomes are to be put into."""
-    columns = ["scenario", "contender", "CPU us", "wall us", "ours / it: CPU (wall)"]
-    packages = [name for name in RIVALS if installed(name)]
-    report = Report(SEARCH, HEAD, LEGEND, columns, rows, environment(client, packages))
-    pytestconfig.pluginmanager.register(report)
-    return report
+CONTENDERS = searchers
+SECTION = Section(
+    "Loads and searches",
+    f"{FLOOR}: the floor, for which nothing is encoded and nothing decoded.",
+    ("redis-py", "redisvl"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -89,21 +59,13 @@ def documents() -> Documents:
 @pytest.fixture(scope="module")
 def large(client: Client, documents: Documents) -> Documents:
     """Return 10,000 documents that are indexed."""
-    return indexed(client, documents, "bench-large", 10_000)
+    return documents.part("bench-large", 10_000, "text", "kind", "year").indexed(client)
 
 
 @pytest.fixture(scope="module")
 def small(client: Client, documents: Documents) -> Documents:
     """Return 1,000 documents that are indexed."""
-    return indexed(client, documents, "bench-small", 1000)
-
-
-def indexed(client: Client, documents: Documents, name: str, count: int) -> Documents:
-    part = documents.part(name, count, "text", "kind", "year")
-    index = part.index(client)
-    index.create()
-    index.load(part.ids, part.vectors, part.columns)
-    return part
+    return documents.part("bench-small", 1000, "text", "kind", "year").indexed(client)
 
 
 def test_load(race: Race[Searcher], client: Client, documents: Documents) -> None:
@@ -148,7 +110,7 @@ def load_indexed(
         rounds=rounds,
         before=anew,
         after=indexes_all,
-        names={FLOOR, OURS, RIVAL},
+        names={FLOOR, OURS, "redis-py"},
     )
     index.drop(delete_documents=True)
 
@@ -208,39 +170,33 @@ def test_knn_100_of_1_000(race: Race[Searcher], small: Documents) -> None:
     knn(race, "KNN 100 of 1,000 x 768 to rows", small, 100, rounds=100)
 
 
-def knn(race: Race[Searcher], scenario: str, documents: Documents, k: int, rounds: int) -> None:
+def knn(race: Race[Searcher], scenario: str, documents: Documents, k: int, **options: Any) -> None:
     """Measure one search."""
-    [vector] = queries(documents, 1)
-    [expected] = nearest(documents, [vector], k)
+    [vector] = documents.queries(1)
+    distances = documents.distances(vector)
 
     def check(contender: Searcher, result: Any) -> None:
-        assert contender.rows(result) == expected
+        documents.check(contender.rows(result), distances, k)
 
-    race(scenario, lambda c: c.knn(documents, vector, k), check, rounds=rounds, repeats=5)
-
-
-only_with_many = pytest.mark.skipif(
-    not hasattr(VectorIndex, "search_many"), reason="VectorIndex has no search_many"
-)
+    race(scenario, lambda c: c.knn(documents, vector, k), check, **{"repeats": 5, **options})
 
 
-@only_with_many
 def test_many_of_10_000(race: Race[Searcher], large: Documents) -> None:
     many(race, "100 times KNN 4 of 10,000 x 768 (per query)", large, rounds=8)
 
 
-@only_with_many
 def test_many_of_1_000(race: Race[Searcher], small: Documents) -> None:
     many(race, "100 times KNN 4 of 1,000 x 768 (per query)", small, rounds=30)
 
 
 def many(race: Race[Searcher], scenario: str, documents: Documents, rounds: int) -> None:
     """Measure a hundred searches that are asked for at once."""
-    vectors = queries(documents, 100)
-    expected = nearest(documents, vectors, 4)
+    vectors = documents.queries(100)
+    distances = [documents.distances(vector) for vector in vectors]
 
     def check(contender: Searcher, result: Any) -> None:
-        assert [contender.rows(found) for found in result] == expected
+        for expected, found in zip(distances, result, strict=True):
+            documents.check(contender.rows(found), expected, 4)
 
     race(
         scenario,
@@ -251,34 +207,6 @@ def many(race: Race[Searcher], scenario: str, documents: Documents, rounds: int)
     )
 
 
-def queries(documents: Documents, count: int) -> Any:
-    """Return vectors, each near to two of the documents."""
-    return documents.vectors[:count] + documents.vectors[1 : count + 1]
-
-
-def nearest(documents: Documents, vectors: Any, k: int) -> list[list[Any]]:
-    """Return what a search for each of the vectors must find."""
-    columns = documents.columns
-    stored = documents.vectors.astype(float)
-    lengths = np.linalg.norm(stored, axis=1)
-    found = []
-    for vector in vectors:
-        distances = 1 - stored @ vector / lengths / np.linalg.norm(vector)
-        found.append(
-            [
-                (
-                    *(str(i), pytest.approx(distances[i], abs=1e-4)),
-                    *(columns["text"][i], columns["kind"][i], columns["year"][i]),
-                )
-                for i in np.argsort(distances)[:k]
-            ]
-        )
-    return found
-
-
-@pytest.mark.skipif(
-    not hasattr(VectorIndex, "load_documents"), reason="VectorIndex has no load_documents"
-)
 def test_memory_of_load(client: Client, documents: Documents, report: Report) -> None:
     part = documents.part("bench-stream", 1000, "text", "kind")
     part = Documents(part.name, np.ascontiguousarray(part.vectors[:, :256]), part.columns)
