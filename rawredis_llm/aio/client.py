@@ -317,6 +317,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         failure: BaseException | None = None
         try:
             while True:
+                tried += 1
                 try:
                     if waits:  # it may wait in the server: not on the socket that others share
                         replies = await self._exchange_alone(loop, portions, deadline, times)
@@ -331,15 +332,14 @@ class AsyncClient(BaseClient, AsyncRunner):
                             connection = await self._reconnect(loop, deadline)
                         replies = await connection.request(portions, deadline, times)
                 except RedisError as error:
-                    tried += 1
                     if not await self._again(error, what, tried, deadline, idempotent=idempotent):
                         error.command = name_of(what)
                         raise
                 else:
-                    refused = refusal(replies if isinstance(what, Batch) else replies[0], what)
-                    tried += 1
+                    reply = replies if isinstance(what, Batch) else replies[0]
+                    refused = refusal(reply, what)
                     if refused is None or not await self._again(refused, what, tried, deadline):
-                        failure = None if isinstance(what, Batch) else refused_of(replies[0])
+                        failure = refused_of(reply, what)
                         return replies
                 times = times and [*times[:2], 0.0, 0.0, 0.0, 0.0]  # the old one may be written to
         except BaseException as error:

@@ -25,6 +25,7 @@ from typing import Any, Concatenate, Final, ParamSpec, TypeAlias, TypeVar, cast
 from .. import errors
 from ..errors import RedisError, ReplyError
 from ..protocol.handshake import Login, as_login, failure_of, greet, without_frames
+from ..protocol.observing import tell_event
 from ..protocol.resp import CHUNK, NOT_ENOUGH, Decoder, Portions, Push, encode_many, prove, sealed
 from ..protocol.settings import Settings
 
@@ -188,7 +189,7 @@ class Connection(asyncio.Protocol):
         self._greeted, self._proves = True, self._settings.integrity
         self._decoder.refusals.clear()
         if self._settings.observer is not None:
-            self._settings.observer.connection("opened")
+            tell_event(self._settings.observer, "opened")
 
     def retire(self, why: str) -> None:
         """Take no more calls, and close when those in flight are answered."""
@@ -310,6 +311,7 @@ class Connection(asyncio.Protocol):
         Without `whole` there is a part of a reply to the first of those that wait.
         """
         now = monotonic()
+        arrived = arrived or now  # the first of those that were answered may be unobserved
         for slot in complete:
             if slot.nonce is not None:
                 prove(slot.replies, slot.nonce)
@@ -375,7 +377,7 @@ class Connection(asyncio.Protocol):
         if self.on_close is not None:
             self.on_close(self)
         if self._greeted and self._settings.observer is not None:
-            self._settings.observer.connection("closed")
+            tell_event(self._settings.observer, "closed")
 
     def belongs_to(self, loop: Loop) -> bool:
         """Whether this is the event loop, and the process, that it was made in."""

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 SHIFT: Final = 45  # of the 52 bits of a mantissa, 7 stay
 _HALF: Final = 1 << (SHIFT - 1)
+_INFINITE: Final = 2047 << (52 - SHIFT)  # the bucket of infinity, after which there is none
 _double, _bits = struct.Struct("<d"), struct.Struct("<q")
 
 
@@ -111,9 +112,11 @@ class Histogram:
         try:
             counts = [(int(bucket), int(count)) for bucket, count in given["buckets"]]
             if counts:
-                histogram.add(counts, float(given["sum"]), float(given["least"]), given["most"])
-        except (KeyError, TypeError, ValueError) as error:
+                histogram.add(counts, *(float(given[name]) for name in ("sum", "least", "most")))
+        except (ArithmeticError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a histogram: {error!r}") from error
-        if histogram.count != given.get("count"):
+        if histogram.count != given.get("count") or any(count < 1 for _, count in counts):
             raise ValueError("not a histogram: its counts do not agree")
+        if any(not 0 <= bucket < _INFINITE for bucket, _ in counts):
+            raise ValueError("not a histogram: it has buckets of no number")
         return histogram

@@ -9,11 +9,14 @@ Must not import what reports or draws.
 from __future__ import annotations
 
 import math
+import os
 import struct
 import threading
 import time
+import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -87,9 +90,13 @@ class Recorder:
             raise ValueError(f"slow_after must be a number of seconds, not {slow_after}")
         self._prefixes = tuple(prefixes)
         self._slow_after, self._on_slow = slow_after, on_slow
+        self._unlock()
+        self.reset()
+        _recorders.add(self)
+
+    def _unlock(self) -> None:
         self._lock = threading.RLock()  # a signal handler may call, too
         self._busy = False
-        self.reset()
 
     def reset(self) -> None:
         """Forget everything that was recorded."""
@@ -132,7 +139,7 @@ class Recorder:
             return Report(
                 began=self._began,
                 seconds=time.monotonic() - self._clock,
-                commands={name: _times(name, seen) for name, seen in self._series.items()},
+                commands={name: _times(name, seen) for name, seen in list(self._series.items())},
                 timeline=self._timeline.copy(),
                 connections=dict(self._connections),
             )
@@ -143,7 +150,8 @@ class Recorder:
             if name not in self._series and len(self._series) >= MOST:
                 name = OTHERS
             series = self._series.setdefault(name, _Series())
-            if isinstance(what, tuple) and not self._prefixes and is_plain(what):
+            room = not self._prefixes and len(self._known) < MOST  # spellings are the users'
+            if room and isinstance(what, tuple) and is_plain(what):
                 self._known[what[0]] = series
         return series
 
@@ -156,29 +164,34 @@ class Recorder:
 
     def _set_aside(self, series: _Series) -> None:
         """Take the rows from where others are added meanwhile; sort, when there are many."""
-        with self._lock:
+        with self._alone() as alone:
             rows = series.rows
             size = len(rows)
-            if size:
+            if alone and size:
                 series.full.append(rows[:size])
                 del rows[:size]
                 self._waiting += 1
-            if self._waiting >= PIECES:
-                self._sort()
+        if self._waiting >= PIECES:
+            self._sort()
 
     def _sort(self) -> None:
-        with self._lock:
-            if self._busy:  # a signal handler met us in the middle
-                return
-            self._busy = True
-            try:
+        with self._alone() as alone:
+            for series in list(self._series.values()) if alone else ():
+                pieces, series.full = series.full, []
+                if pieces:
+                    self._take(series, np.frombuffer(b"".join(pieces)).reshape(-1, WIDTH))
+            if alone:
                 self._waiting = 0
-                for series in list(self._series.values()):
-                    pieces, series.full = series.full, []
-                    if pieces:
-                        self._take(series, np.frombuffer(b"".join(pieces)).reshape(-1, WIDTH))
+
+    @contextmanager
+    def _alone(self) -> Iterator[bool]:
+        """Hold the lock; give False in a signal handler that met its holder in the middle."""
+        with self._lock:
+            alone, self._busy = not self._busy, True
+            try:
+                yield alone
             finally:
-                self._busy = False
+                self._busy = not alone
 
     def _take(self, series: _Series, rows: Any) -> None:
         sent, received, commands, attempts = rows[:, 7:].sum(axis=0).tolist()
@@ -223,6 +236,17 @@ _pack: Final = struct.Struct(f"{WIDTH}d").pack
 # The buckets from 2**-33 s (0.1 ns, less counts as 0) to 2**20 s (12 days).
 _LEAST: Final = (1023 - 33) << (52 - SHIFT)
 _RANGE: Final = (33 + 20) << (52 - SHIFT)
+
+
+_recorders: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for recorder in list(_recorders):
+        recorder._unlock()  # noqa: SLF001 - who held it is not in this process
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _times(name: str, seen: _Series) -> CommandTimes:

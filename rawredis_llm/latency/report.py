@@ -244,15 +244,18 @@ class Report:
     def from_json(cls, text: str) -> Report:
         """Return the report that `to_json` made a text of. Raises ValueError for any other text."""
         try:
-            given = json.loads(text)
-        except json.JSONDecodeError as error:
+            given = json.loads(text, parse_constant=int)  # which knows no NaN
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"not JSON: {error}") from error
         if not isinstance(given, dict) or given.get("format") != FORMAT:
             raise ValueError("not a latency report of this version")
         try:
-            return _report(given)
-        except (AttributeError, KeyError, TypeError) as error:
+            report = _report(given)
+        except (ArithmeticError, AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a whole latency report: {error!r}") from error
+        if not _fits(report, "Report") or report.timeline.width <= 0:
+            raise ValueError("not a latency report: some of its fields are of the wrong type")
+        return report
 
 
 def _plain(value: Any) -> Any:
@@ -263,6 +266,22 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
     return [_plain(one) for one in value] if isinstance(value, list) else value
+
+
+def _fits(value: Any, kind: str) -> bool:
+    """Whether a value is of a type that is written as in the classes above."""
+    if kind.endswith(" | None"):
+        return value is None or _fits(value, kind.removesuffix(" | None"))
+    if kind.startswith("dict[str, "):
+        kind = kind.removeprefix("dict[str, ").removesuffix("]")
+        return isinstance(value, dict) and all(_fits(one, kind) for one in value.values())
+    if kind.startswith("list["):
+        kind = kind.removeprefix("list[").removesuffix("]")
+        return isinstance(value, list) and all(_fits(one, kind) for one in value)
+    if type(value).__name__ != kind:
+        return kind == "Any" or (kind == "float" and type(value) is int)
+    parts = fields(value) if hasattr(value, "__dataclass_fields__") else ()
+    return all(_fits(getattr(value, part.name), str(part.type)) for part in parts)
 
 
 def _report(given: Mapping[str, Any]) -> Report:

@@ -20,8 +20,10 @@ PHASES: Final[tuple[str, ...]] = ("encode", "acquire", "send", "wait", "read", "
 =======  =====================================================================================
 encode   arguments to bytes
 acquire  until there was a connection, with all earlier attempts and the pauses between them
-send     until the last byte was given to the kernel; in asyncio the turn of the event loop, too
-wait     until the first byte of the reply was there: the network, and the server
+send     until the last byte was given to the kernel; in asyncio, after the turn of the event loop
+         that it takes, to the transport, which keeps what the kernel has no room for
+wait     until the first byte of the reply was there, or of a push before it: the network, and the
+         server
 read     until all was read and made Python values of; with what is sent in further portions
 resume   until the caller had it: in asyncio, until the event loop came to the task again
 =======  =====================================================================================
@@ -31,8 +33,9 @@ resume   until the caller had it: in asyncio, until the event loop came to the t
 class Marks(NamedTuple):
     """One exchange. Times are seconds of the monotonic clock, of the last attempt if several.
 
-    What was not reached, because of an error, has the time of the end. `received` is nan where one
-    socket carried replies to several calls at once. `commands` is the depth of a pipeline, 1 for a
+    What was not reached, because of an error, has the time of the end. `out` counts the commands'
+    bytes, without what `integrity="echo"` adds. `received` is nan where one socket carried replies
+    to several calls at once. `commands` is the depth of a pipeline, 1 for a
     single command.
     """
 
@@ -82,7 +85,7 @@ class Several:
     def connection(self, event: str) -> None:
         """Tell each."""
         for observer in self.observers:
-            observer.connection(event)
+            tell_event(observer, event)
 
 
 def tell(
@@ -91,6 +94,14 @@ def tell(
     """Tell an observer of an exchange; what it raises is printed, and the call goes on."""
     try:
         observer.exchange(what, marks, error)
+    except Exception:  # noqa: BLE001 - it is no part of the call
+        complain("the observer")
+
+
+def tell_event(observer: Observer, event: str) -> None:
+    """Tell an observer of a connection; what it raises is printed."""
+    try:
+        observer.connection(event)
     except Exception:  # noqa: BLE001 - it is no part of the call
         complain("the observer")
 

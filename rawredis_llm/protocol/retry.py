@@ -118,8 +118,13 @@ def _reads(what: Batch | Command[Any] | Sequence[Any]) -> bool:
     return command_name(args) in READS
 
 
-def refused_of(reply: Any) -> ReplyError | None:
-    """Return a command's reply if it is an error; those in a batch's slots are not looked for."""
+def refused_of(reply: Any, what: Sent) -> ReplyError | None:
+    """Return a command's reply, or a whole transaction's, if it is an error.
+
+    Those in the slots of a pipeline are not looked for.
+    """
+    if isinstance(what, Batch):
+        reply = reply[-1] if what.atomic else None
     return reply if isinstance(reply, ReplyError) else None
 
 

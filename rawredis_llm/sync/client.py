@@ -282,7 +282,7 @@ class Client(BaseClient, Runner):
             out, commands = (len(data), 1) if isinstance(data, bytes) else moved(data)
             # Written out, as this is part of every observed call.
             marks = start, encoded, acquired, sent, first, end, end, out, received, commands, tried
-            tell(observer, what, marks, refused_of(reply))
+            tell(observer, what, marks, refused_of(reply, what))
         if self._pushes is not None:
             self._pushes.deliver()
         return reply

@@ -19,6 +19,7 @@ from typing import Any
 
 from ..errors import OutcomeUnknownError, ProtocolError, ReadTimeoutError, RedisError, ReplyError
 from ..protocol.handshake import Login, as_login, failure_of, greet, without_frames
+from ..protocol.observing import tell_event
 from ..protocol.resp import (
     CHUNK,
     NOT_ENOUGH,
@@ -109,7 +110,7 @@ class Connection:
         self._proves = settings.integrity
         self._greeted = True
         if settings.observer is not None:
-            settings.observer.connection("opened")
+            tell_event(settings.observer, "opened")
 
     def _greet(self, login: Login, limit: float) -> None:
         steps = greet(self._settings, login)
@@ -269,7 +270,7 @@ class Connection:
         self.ended = why
         sock.close()
         if tell and self._greeted and self._settings.observer is not None:
-            self._settings.observer.connection("closed")
+            tell_event(self._settings.observer, "closed")
 
     def _keep(self, push: Any) -> None:
         """Put aside what the server said unasked; nobody may want it."""
