@@ -102,9 +102,10 @@ def _add_latency(latency: argparse.ArgumentParser) -> None:
         ("rate", float, "PER_SECOND", "writes of all together, on a schedule (default: none)"),
         ("size", int, "BYTES", "of values (default 64)"),
         ("dim", int, "N", "of FT.SEARCH's vectors (default 768); HSET writes such, too"),
-        ("json", str, "FILE", "write the report; -: to standard output, and nothing else"),
         ("html", Path, "FILE", "write it as a page"),
     )
+    text = "write the report; without FILE to standard output, and nothing else"
+    add("--json", nargs="?", const="-", metavar="FILE", help=text)
     for name, kind, metavar, text in options:
         add(f"--{name}", type=kind, metavar=metavar, help=text)
 

@@ -126,7 +126,7 @@ def test_a_load_that_is_told_to_stop_reports_and_cleans(
 
 def test_a_slow_schedule_is_told_to_stop_between_two_calls(client: Client) -> None:
     client.call("CONFIG", "RESETSTAT")
-    options = ["--commands", "INCR", "--rate", "0.02", "--duration", "1000", "--json", "-"]
+    options = ["--commands", "INCR", "--rate", "0.02", "--duration", "1000", "--json"]
     command = [*COMMAND, "latency", client.place[0], *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         wait_for_calls(client, "incr", 2, process)
