@@ -235,13 +235,13 @@ def conversations(draw: st.DrawFn, *, again: bool = False) -> list[Made]:
             form: Any = draw(st.sampled_from([result, used, returned]))
             made.append(Made(form(f"nobody's {unit}"), 0, orphan=True))
             block = []
+        first = len(made)
         for position, message in enumerate(block):
-            made.append(Made(message, 2 * unit))
+            made.append(Made(message, first))
             if position + 1 < len(block) and draw(st.integers(0, 5)) == 0:
                 between = draw(st.sampled_from(["system", "user"]))
-                made.append(
-                    Made(Message(between, "b"), None if between == "system" else 2 * unit + 1)
-                )
+                own = None if between == "system" else len(made)
+                made.append(Made(Message(between, "b"), own))
     for one_made in made:
         one_made.message.extra["tokens"] = draw(cost)
     return made
