@@ -96,7 +96,12 @@ class Proxy:
         with suppress(OSError):
             while True:
                 front, _ = self._listener.accept()
-                link = _Link(front, self._connect(), None if self._links else self._fault)
+                try:
+                    back = self._connect()
+                except OSError:
+                    front.close()
+                    raise
+                link = _Link(front, back, None if self._links else self._fault)
                 self._links.append(link)
                 link.start()
 

@@ -25,6 +25,7 @@ class TlsProxy:
         self._context = context
         self._loop = asyncio.new_event_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._socks: list[socket.socket] = []
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.settimeout(0)
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -53,11 +54,14 @@ class TlsProxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await asyncio.sleep(0)  # in which aborted transports are closed
+        for sock in self._socks:  # those of tasks that were cancelled before they began
+            sock.close()
 
     async def _accept(self) -> None:
         while True:
             sock, _ = await self._loop.sock_accept(self._listener)
             self.accepted += 1
+            self._socks.append(sock)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             task = self._loop.create_task(self._serve(sock))
             self._tasks.add(task)
