@@ -125,6 +125,22 @@ def test_the_slow_log_of_the_window_shows_no_value(redis: Redis) -> None:
     assert "hunter" not in p.to_json()
 
 
+def test_what_was_slow_just_before_is_not_of_the_window(redis: Redis) -> None:
+    client = redis.client
+    redis.do(client.call("CONFIG", "SET", "slowlog-log-slower-than", 0))
+    redis.do(client.call("SET", "before", "x"))
+    redis.do(client.call("CONFIG", "SET", "slowlog-log-slower-than", 1_000_000))
+    try:
+        assert redis.do(client.call("SLOWLOG", "GET", 1))[0][3] == [b"SET", b"before", b"x"]
+        with profiled(redis, client) as p:
+            redis.do(client.call("SET", "inside", "x"))
+    finally:
+        redis.do(client.call("CONFIG", "SET", "slowlog-log-slower-than", 10_000))
+    seen = p.report().server
+    assert seen is not None
+    assert seen.slow == []
+
+
 def test_slow_calls_are_told_at_once(redis: Redis) -> None:
     slow: list[SlowCall] = []
     client = redis.client
