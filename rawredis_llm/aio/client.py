@@ -110,9 +110,9 @@ class AsyncClient(BaseClient, AsyncRunner):
             with suppress(Exception):  # counts only; nobody's error to see
                 await self._batch(self._parting(), FAREWELL)
         finally:
-            await self._close()
+            await self._shut()
 
-    async def _close(self) -> None:
+    async def _shut(self) -> None:
         self._closed = True
         self._connection = None
         here = asyncio.get_running_loop()

@@ -61,6 +61,7 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
     name = () if settings.client_name is None else ("SETNAME", settings.client_name)
     tail: Commands = [("CLIENT", "SETINFO", "LIB-NAME", "rawredis_llm")]
     tail += [("CLIENT", "SETINFO", "LIB-VER", __version__)]
+    tail += [("READONLY",)] if settings.readonly else []
     tail += [("SELECT", settings.address.db)] if settings.address.db else []
     hello = ("HELLO", settings.protocol)
     if login.password is None:

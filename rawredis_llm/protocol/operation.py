@@ -123,7 +123,7 @@ class Batch(_Asking[list[Any]]):
     replies have been read; without, errors stand in the list, each in its place.
     """
 
-    __slots__ = ("_kinds", "atomic", "executes", "members", "raise_errors", "waits", "width")
+    __slots__ = ("atomic", "executes", "kinds", "members", "raise_errors", "waits", "width")
     members: tuple[Member, ...]
     width: int
 
@@ -135,9 +135,9 @@ class Batch(_Asking[list[Any]]):
         self.waits = 0.0  # seconds that its commands may wait in the server, known to `encode`
         self.executes = atomic  # or has a member that does, known to `encode`
         self.raise_errors = raise_errors
-        self._kinds = set(map(type, self.members))
+        self.kinds = set(map(type, self.members))
         width = len(self.members)
-        if not self._kinds <= {tuple, Command}:
+        if not self.kinds <= {tuple, Command}:
             width += sum(member.width - 1 for member in self.members if isinstance(member, Batch))
         self.width = width + 2 if atomic and width else width
 
@@ -151,7 +151,7 @@ class Batch(_Asking[list[Any]]):
 
     def encode(self) -> Portions:
         """Return the bytes to send, in portions, all of them made before the first is sent."""
-        if len(self.members) > 8 and self._kinds == {tuple} and not self.atomic:
+        if len(self.members) > 8 and self.kinds == {tuple} and not self.atomic:
             commands: Any = self.members
             portions = encode_alike(commands)
             if portions is not None and {args[0] for args in commands} <= HARMLESS.keys():
@@ -194,7 +194,7 @@ class Batch(_Asking[list[Any]]):
         if self.atomic and replies:
             replies = _executed(replies, self)
         refused = any(issubclass(kind, ReplyError) for kind in set(map(type, replies)))
-        if self._kinds == {tuple} and not refused:  # raw replies, as they are
+        if self.kinds == {tuple} and not refused:  # raw replies, as they are
             return list(replies)
         values: list[Any] = []
         failure: Exception | None = None
@@ -256,7 +256,7 @@ class Ready(Batch):
         raise_errors: bool = True,
     ) -> None:
         self._portions = portions
-        self._kinds = {tuple}
+        self.kinds = {tuple}
         self.commands = commands
         self.names = names
         self.atomic = self.executes = False

@@ -222,6 +222,13 @@ def _uncommon(arg: Any) -> bytes | memoryview:
     return view.tobytes()
 
 
+def key_bytes(key: Any) -> bytes:
+    """Return one argument as it goes on the wire. Raises as `encode` does."""
+    if type(key) is bytes:
+        return key
+    return key.encode() if type(key) is str else bytes(_uncommon(key))
+
+
 class _NotEnough:
     """The type of `NOT_ENOUGH`: None is a reply, so it cannot stand for the lack of one."""
 

@@ -93,7 +93,7 @@ class Retry(_Figures):
         if tried >= self.attempts and (self.attempts == 1 or not passes):
             return None
         if isinstance(failure, errors.OutcomeUnknownError):
-            again = idempotent or _reads(what)
+            again = idempotent or reads(what)
         else:  # a ReadOnlyError is a refusal: here it did not run, and the primary is elsewhere
             unsent = isinstance(failure, (errors.ConnectError, errors.ReadOnlyError))
             again = passes or (unsent and not isinstance(failure, errors.CertificateError))
@@ -109,9 +109,10 @@ _CURSOR: Final = ("WITHCURSOR", b"WITHCURSOR")
 _OWN: Final = ("BUSY Redis is", "BUSY Valkey is", "LOADING Redis is", "LOADING Valkey is")
 
 
-def _reads(what: Batch | Command[Any] | Sequence[Any]) -> bool:
+def reads(what: Batch | Command[Any] | Sequence[Any]) -> bool:
+    """Return whether what was sent only reads, so that it may be sent again."""
     if isinstance(what, Batch):
-        return all(_reads(member) for member in what.members)
+        return all(reads(member) for member in what.members)
     args = what.args if isinstance(what, Command) else what
     if any(arg.upper() in _CURSOR for arg in args if isinstance(arg, (str, bytes))):
         return False  # it would leave a second cursor
@@ -134,12 +135,12 @@ def refusal(reply: Any, what: Sent) -> ReplyError | None:
     `reply` is a command's, or the list of a batch's.
     """
     if not isinstance(what, Batch):
-        refused = isinstance(reply, ReplyError) and not _may_be_a_scripts(reply, what)
+        refused = isinstance(reply, ReplyError) and not may_be_a_scripts(reply, what)
         return reply if refused else None
     refused = isinstance(reply[-1], ReplyError) and (
         what.atomic or isinstance(reply[0], ReplyError)
     )
-    if not refused or _may_be_a_scripts(reply[0], what):
+    if not refused or may_be_a_scripts(reply[0], what):
         return None
     refusals = [one for one in reply if isinstance(one, ReplyError)]
     if what.atomic and isinstance(reply[-1], errors.ExecAbortError):
@@ -148,10 +149,10 @@ def refusal(reply: Any, what: Sent) -> ReplyError | None:
     return refusals[0] if same else None
 
 
-def _may_be_a_scripts(refusal: Any, what: Batch | Command[Any] | Sequence[Any]) -> bool:
+def may_be_a_scripts(refusal: Any, what: Batch | Command[Any] | Sequence[Any]) -> bool:
     """Return True if a script, which may have done something, may have said this itself."""
     if isinstance(what, Batch):
-        return any(_may_be_a_scripts(refusal, member) for member in what.members)
+        return any(may_be_a_scripts(refusal, member) for member in what.members)
     name = command_name(what.args if isinstance(what, Command) else what)
     own = str(getattr(refusal, "message", "")).startswith(_OWN)
     return name in {"EVAL", "EVALSHA", "FCALL"} and not own

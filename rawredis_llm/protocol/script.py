@@ -22,11 +22,14 @@ class Evaluation(Command[Any]):
     NOSCRIPT, and the first time in a batch.
     """
 
-    __slots__ = ("source",)
+    __slots__ = ("goes_first", "source")
 
-    def __init__(self, source: str | bytes, args: tuple[Any, ...]) -> None:
+    def __init__(
+        self, source: str | bytes, args: tuple[Any, ...], *, goes_first: bool = False
+    ) -> None:
         super().__init__(("EVALSHA", *args))
         self.source = source
+        self.goes_first = goes_first
 
     def __iter__(self) -> Generator[Request, Any, Any]:
         try:
@@ -49,13 +52,17 @@ class Script:
     does not know it. In a pipeline or transaction the first run of a script brings its source
     along, and the server has it for the later ones, unless it refused that first.
 
+    In a cluster a run that `goes_first` is answered before other commands of its pipeline are sent
+    to other nodes.
+
     Raises TypeError if `source` is neither str nor bytes.
     """
 
-    def __init__(self, source: str | bytes) -> None:
+    def __init__(self, source: str | bytes, *, goes_first: bool = False) -> None:
         if not isinstance(source, (str, bytes)):
             raise TypeError(f"source must be str or bytes, not {type(source).__name__}")
         self.source = source
+        self.goes_first = goes_first
         self.digest = sha1(source.encode() if isinstance(source, str) else source).hexdigest()  # noqa: S324 - the name that Redis gives it
 
     def __call__(self, keys: Sequence[Any] = (), args: Sequence[Any] = ()) -> Evaluation:
@@ -63,4 +70,5 @@ class Script:
         for name, given in (("keys", keys), ("args", args)):
             if isinstance(given, (str, bytes)) or not hasattr(given, "__len__"):
                 raise TypeError(f"{name} must be a list, not {type(given).__name__}")
-        return Evaluation(self.source, (self.digest, len(keys), *keys, *args))
+        run = (self.digest, len(keys), *keys, *args)
+        return Evaluation(self.source, run, goes_first=self.goes_first)

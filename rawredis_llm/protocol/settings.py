@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,6 +38,18 @@ class ConnectionFigures(NamedTuple):
     wait_time: float
     dropped: Mapping[str, int]
 
+    @classmethod
+    def sum(cls, figures: Iterable[ConnectionFigures]) -> ConnectionFigures:
+        """Return the figures of several clients as one's."""
+        total: dict[str, Any] = dict.fromkeys(cls._fields, 0)
+        dropped: dict[str, int] = {}
+        for one in figures:
+            for name, figure in zip(cls._fields[:-1], one[:-1], strict=True):
+                total[name] += figure
+            for why, count in one.dropped.items():
+                dropped[why] = dropped.get(why, 0) + count
+        return cls(**{**total, "dropped": dropped})
+
 
 class _Given(NamedTuple):
     address: Address
@@ -54,6 +66,7 @@ class _Given(NamedTuple):
     ssl_context: SSLContext | None
     pushes: PushQueue | None
     observer: Observer | None
+    readonly: bool = False  # a replica is to answer reads, of a cluster
 
 
 class Settings(_Given):

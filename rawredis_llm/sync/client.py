@@ -72,7 +72,10 @@ class Client(BaseClient, Runner):
             with suppress(Exception):  # counts only; nobody's error to see
                 self._batch(self._parting(), FAREWELL)
         finally:
-            self._pool.close()
+            self._shut()
+
+    def _shut(self) -> None:
+        self._pool.close()
 
     def run(self, op: Runnable[T]) -> T:
         """Run an op (or a single `Command`) and return its result."""

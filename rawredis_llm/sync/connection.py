@@ -183,16 +183,29 @@ class Connection:
 
         A portion is bytes and the number of commands in them.
         """
+        return self.finish(self.begin(portions, deadline), deadline)
+
+    def begin(self, portions: Portions, deadline: float) -> tuple[Portions, bytes | None]:
+        """Send the first portion; what is returned is for `finish`, which must follow."""
         self.dirty = True
         self.received = 0
         nonce = None
         if self._proves:
             portions, nonce = sealed(portions)
-        replies: list[Any] = []
         try:
-            for data, width in portions:
+            self._send(portions[0][0], deadline)
+        except READ_ERRORS as error:
+            raise self._failed(error) from error
+        return portions, nonce
+
+    def finish(self, begun: tuple[Portions, bytes | None], deadline: float) -> list[Any]:
+        """Read what the first portion is owed, and do the same with the others."""
+        ((_, width), *others), nonce = begun
+        try:
+            replies = self._read(width, deadline)
+            for data, more in others:
                 self._send(data, deadline)
-                replies += self._read(width, deadline)
+                replies += self._read(more, deadline)
             if not self._decoder.settled():
                 self._settle()
             if nonce is not None:

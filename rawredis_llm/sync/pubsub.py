@@ -11,7 +11,7 @@ from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConnectionError as RedisConnectionError
-from ..errors import ReadTimeoutError, ReplyError
+from ..errors import ReadTimeoutError, RedisError, ReplyError
 from ..protocol.pubsub import ChannelMessage, Subscriber
 from ..protocol.resp import NOT_ENOUGH, encode_many
 from ..protocol.settings import Settings, seconds
@@ -142,13 +142,24 @@ class Subscription:
         self._reading = True
         try:
             use()
-        except RedisConnectionError:
+        except BaseException as error:
             self._drop(connection)
-        except BaseException:
-            self._drop(connection)
-            raise
+            if not isinstance(error, RedisError) or not self._passes(error):
+                raise
         finally:
             self._reading = False
+
+    def _place(self, deadline: float) -> Settings:  # noqa: ARG002 - of who has to look for it
+        """Return where to connect to."""
+        return self._settings
+
+    def _passes(self, error: RedisError) -> bool:
+        """Return whether all that an error ends is the connection, not the subscription."""
+        return isinstance(error, RedisConnectionError)
+
+    def _pause(self, error: Exception, tried: int) -> float | None:
+        """Return how long to wait before the next try to connect; None: there is none."""
+        return self._retry.pause(error, ("PING",), tried, idempotent=True)
 
     def _here(self) -> Connection | None:
         """Return the connection, unless it is a fork's copy, whose messages are the parent's."""
@@ -165,8 +176,9 @@ class Subscription:
         while True:
             if self._closed:
                 raise RuntimeError("the subscription is closed")
-            connection = Connection(self._settings)
+            connection: Connection | None = None
             try:
+                connection = Connection(self._place(deadline))
                 connection.open(deadline)
                 self._ask(connection, self._subscriber.resume(monotonic()), deadline)
                 if self._closed:  # meanwhile
@@ -174,9 +186,10 @@ class Subscription:
                 self._subscriber.resumed(lost=self._lost)
             except Exception as error:
                 self._subscriber.not_resumed()
-                self._drop(connection)
+                if connection is not None:
+                    self._drop(connection)
                 tried += 1
-                pause = self._retry.pause(error, ("PING",), tried, idempotent=True)
+                pause = self._pause(error, tried)
                 if pause is None or monotonic() + pause >= deadline:
                     raise
                 sleep(pause)
