@@ -120,11 +120,10 @@ class Subscription:
             try:
                 connection.send(encode_many(commands)[0][0])
                 await self._confirm(loop, deadline)
-            except RedisConnectionError:
+            except BaseException as error:
                 self._drop(connection)
-            except BaseException:
-                self._drop(connection)
-                raise
+                if not self._passes(error):
+                    raise
         if self._connection is None:
             await self._connect(loop, deadline)  # it asks for all that is wanted
 
@@ -140,11 +139,22 @@ class Subscription:
             now = loop.time()
             if not subscriber.held and now >= subscriber.wake:
                 connection.send(encode_many(subscriber.look_after(now))[0][0])
-        except RedisConnectionError:
+        except Exception as error:
             self._drop(connection)
-        except Exception:
-            self._drop(connection)
-            raise
+            if not self._passes(error):
+                raise
+
+    async def _place(self, deadline: float) -> Settings:  # noqa: ARG002 - of who has to look for it
+        """Return where to connect to."""
+        return self._settings
+
+    def _passes(self, error: BaseException) -> bool:
+        """Return whether all that an error ends is the connection, not the subscription."""
+        return isinstance(error, RedisConnectionError)
+
+    async def _pause(self, error: BaseException, tried: int) -> float | None:
+        """Return how long to wait before the next try to connect; None: there is none."""
+        return self._retry.pause(error, ("PING",), tried, idempotent=True)
 
     def _here(self, loop: Loop) -> Connection | None:
         """Return the connection, unless it belongs to another event loop."""
@@ -165,7 +175,7 @@ class Subscription:
                 raise RuntimeError("the subscription is closed")
             connection: Connection | None = None
             try:
-                connection = await connect(self._settings, deadline)
+                connection = await connect(await self._place(deadline), deadline)
                 self._frames.clear()
                 self._paused = False
                 connection.listener = self._listen
@@ -180,7 +190,7 @@ class Subscription:
                 if connection is not None:
                     self._drop(connection)
                 tried += 1
-                pause = self._retry.pause(error, ("PING",), tried, idempotent=True)
+                pause = await self._pause(error, tried)
                 if pause is None or loop.time() + pause >= deadline:
                     raise
                 await asyncio.sleep(pause)

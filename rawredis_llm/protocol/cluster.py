@@ -42,6 +42,7 @@ class BaseCluster(BaseClient):
     """What `ClusterClient` and `AsyncClusterClient` have in common."""
 
     _given: _Given
+    _closed = False
 
     if TYPE_CHECKING:  # of the shells
 
@@ -138,6 +139,10 @@ class BaseCluster(BaseClient):
     def _candidates(self) -> list[str]:
         """Return the nodes to ask who serves what: those known, in random order, then the seeds."""
         return list(dict.fromkeys((*self._routes.known, *self._given.seeds)))
+
+    def _check_open(self, *_: Any) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed")
 
     def _may_look(self, now: float) -> bool:
         """Return whether the map may be asked for again; if so, it is not for a while."""

@@ -192,10 +192,6 @@ class ClusterClient(BaseCluster, Client):
                     raise failure
                 sleep(pause)
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RuntimeError("the client is closed")
-
     def _look(self, deadline: float) -> RedisError | None:
         """Ask who serves what, unless that was done just now; return why nobody said it."""
         if not self._looking.acquire(timeout=min(max(deadline - monotonic(), 0), TIMEOUT_MAX)):
