@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from . import errors as errors
     from .aio.client import AsyncClient as AsyncClient
+    from .aio.cluster import AsyncClusterClient as AsyncClusterClient
     from .cache import CacheHit as CacheHit
     from .cache import CacheStats as CacheStats
     from .cache import LLMCache as LLMCache
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
     from .sessions import ChatSessions as ChatSessions
     from .sessions import Session as Session
     from .sync.client import Client as Client
+    from .sync.cluster import ClusterClient as ClusterClient
     from .tiered_cache import TieredCache as TieredCache
     from .vector_index import Row as Row
     from .vector_index import SearchResult as SearchResult
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "aio.client": ("AsyncClient",),
+    "aio.cluster": ("AsyncClusterClient",),
     "cache": ("CacheHit", "CacheStats", "LLMCache"),
     "caching.calibration": ("Calibration", "calibration"),
     "caching.guards": ("extractor",),
@@ -92,6 +95,7 @@ _NAMES = {
     "server": ("EmbeddedServer",),
     "sessions": ("ChatSessions", "Session"),
     "sync.client": ("Client",),
+    "sync.cluster": ("ClusterClient",),
     "tiered_cache": ("TieredCache",),
     "vector_index": ("Row", "SearchResult", "VectorIndex"),
 }

@@ -50,6 +50,7 @@ _ALL: Final[dict[str, Callable[[list[Any]], Any]]] = {
 _APART: Final = {"DEL", "EXISTS", "JSON.MGET", "MGET", "TOUCH", "UNLINK"}
 """Commands of several keys that mean the same for each of them alone."""
 
+_LONGEST_PAUSE: Final = 0.1  # seconds
 _HOMELESS: Final = "nobody serves this slot"
 _PARTIAL: Final = (
     "this cluster's search module has no coordinator: a search would find one node's documents"
@@ -197,7 +198,8 @@ class Exchange:
         self, routes: Routes, what: Sent, retry: Retry, *, idempotent: bool = False
     ) -> None:
         self._routes = routes
-        self._retry = retry.patient()  # who serves a slot may change at any time: see `_pause`
+        # Who serves a slot changes within a second or so: it is looked for often, until it is known.
+        self._retry = retry.patient()._replace(cap=min(retry.cap, _LONGEST_PAUSE))
         self._idempotent = idempotent
         self._lost: RedisError | None = None
         self.name = what.name if isinstance(what, Batch) else command_name(what)

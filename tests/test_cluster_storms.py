@@ -1,0 +1,290 @@
+"""A cluster in trouble under load: no wrong value, nothing twice, nothing lost that was promised.
+
+Each worker has lists of its own in many slots. It appends unique values and reads them back, and
+counts what the server said; in the end each list must hold what was acknowledged, once, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from clusters import Cluster, until
+
+from rawredis_llm import AsyncClusterClient, ClusterClient, errors
+from rawredis_llm.protocol.slots import key_slot
+
+KEYS = 12  # lists of each worker
+
+
+class Worker:
+    """What one worker did, and what it was told."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.calls = self.unknown = 0
+        self.wrong: list[Any] = []
+        self.failed: list[Exception] = []
+        self.kept: dict[str, list[tuple[bytes, float]]] = {}  # acknowledged, and when
+        self.maybe: dict[str, set[bytes]] = {}
+        self._serial = itertools.count()
+
+    def steps(self) -> Iterator[tuple[list[tuple[Any, ...]], Callable[[list[Any]], None]]]:
+        """Yield commands, and what is to be told their replies."""
+        for turn in itertools.count():
+            key = f"{self.number}:{turn % KEYS}"
+            if turn % 5 == 4:  # a pipeline over several nodes
+                keys = [f"{self.number}:{(turn + n) % KEYS}" for n in range(6)]
+                values = [self._next(key) for key in keys]
+                yield (
+                    [("RPUSH", *pair) for pair in zip(keys, values, strict=True)],
+                    lambda replies, k=keys, v=values: self._all(k, v, replies),  # type: ignore[misc]
+                )
+            elif turn % 5 == 2:
+                yield [("LINDEX", key, -1)], lambda replies, k=key: self._last(k, replies[0])  # type: ignore[misc]
+            else:
+                value = self._next(key)
+                yield [("RPUSH", key, value)], lambda replies, k=key, v=value: self._all([k], [v], replies)  # type: ignore[misc]  # noqa: E501
+
+    def _next(self, key: str) -> bytes:
+        value = b"%d:%d" % (self.number, next(self._serial))
+        self.maybe.setdefault(key, set()).add(value)
+        return value
+
+    def _all(self, keys: list[str], values: list[bytes], replies: list[Any]) -> None:
+        for key, value, reply in zip(keys, values, replies, strict=True):
+            self.maybe[key].discard(value)
+            kept = self.kept.setdefault(key, [])
+            kept.append((value, time.monotonic()))
+            if not len(kept) <= reply <= len(kept) + len(self.maybe[key]):
+                self.wrong.append((key, value, reply, len(kept), len(self.maybe[key])))
+
+    def _last(self, key: str, found: bytes | None) -> None:
+        kept = self.kept.get(key) or [(None, 0.0)]
+        if found != kept[-1][0] and found not in self.maybe.get(key, ()):
+            self.wrong.append((key, found, kept[-1][0]))
+
+    def fail(self, error: Exception) -> None:
+        if isinstance(error, errors.OutcomeUnknownError):
+            self.unknown += 1
+        else:
+            self.failed.append(error)
+
+
+def work(client: Any, worker: Worker, over: threading.Event) -> None:
+    for commands, tell in worker.steps():
+        if over.is_set():
+            return
+        worker.calls += len(commands)
+        try:
+            tell(client.pipeline(commands) if len(commands) > 1 else [client.call(*commands[0])])
+        except Exception as error:  # noqa: BLE001 - it is counted
+            worker.fail(error)
+
+
+async def task(client: Any, worker: Worker, over: threading.Event) -> None:
+    for commands, tell in worker.steps():
+        if over.is_set():
+            return
+        worker.calls += len(commands)
+        try:
+            if len(commands) > 1:
+                tell(await client.pipeline(commands))
+            else:
+                tell([await client.call(*commands[0])])
+        except Exception as error:  # noqa: BLE001 - it is counted
+            worker.fail(error)
+
+
+def storm(kind: str, cluster: Cluster, trouble: Callable[[], Any], **options: Any) -> list[Worker]:
+    """Work while there is trouble, and look at what came of it."""
+    options = {"timeout": 20.0, "connect_timeout": 2.0, **options}
+    workers = [Worker(number) for number in range(8 if kind == "sync" else 32)]
+    over = threading.Event()
+    before = [node.url for node in cluster.nodes[:2]]
+
+    def run_tasks() -> None:
+        async def main() -> None:
+            async with AsyncClusterClient(before, **options) as client:
+                await asyncio.gather(*(task(client, worker, over) for worker in workers))
+
+        asyncio.run(main())
+
+    if kind == "sync":
+        client = ClusterClient(before, **options)
+        crew = [threading.Thread(target=work, args=(client, one, over)) for one in workers]
+    else:
+        crew = [threading.Thread(target=run_tasks)]
+    for thread in crew:
+        thread.start()
+    try:
+        until(lambda: all(worker.calls > 20 for worker in workers), "they work")
+        trouble()
+        calls = [worker.calls for worker in workers]
+        until(
+            lambda: all(w.calls > c + 20 for w, c in zip(workers, calls, strict=True)), "they go on"
+        )
+    finally:
+        over.set()
+        for thread in crew:
+            thread.join(60)
+    if kind == "sync":
+        client.close()
+    assert not any(thread.is_alive() for thread in crew)
+    return workers
+
+
+def judge(cluster: Cluster, workers: list[Worker]) -> list[float]:
+    """Compare what is stored with what was promised; return when what is lost was promised."""
+    lost: list[float] = []
+    with ClusterClient(cluster.urls, timeout=20.0) as client:
+        for worker in workers:
+            assert worker.wrong[:3] == []
+            assert worker.failed[:3] == []
+            for key, kept in worker.kept.items():
+                stored = client.call("LRANGE", key, 0, -1)
+                assert len(set(stored)) == len(stored), "a command was executed twice"
+                there, promised = set(stored), [value for value, _ in kept]
+                assert there <= {*promised, *worker.maybe[key]}
+                assert [v for v in stored if v in set(promised)] == [v for v in promised if v in there]
+                lost += [when for value, when in kept if value not in there]
+    return lost
+
+
+def summary(workers: list[Worker]) -> tuple[int, int]:
+    return sum(worker.calls for worker in workers), sum(worker.unknown for worker in workers)
+
+
+@pytest.fixture(scope="module")
+def stormy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three primaries with a replica each, which the tests of this module ill-treat in turn."""
+    cluster = Cluster(tmp_path_factory.mktemp("stormy"), replicas=1)
+    yield cluster
+    cluster.stop()
+
+
+def repeated(trouble: Callable[[int], Any], seconds: float) -> Callable[[], None]:
+    """Return what makes trouble again and again for so long."""
+
+    def run() -> None:
+        end = time.monotonic() + seconds
+        for turn in itertools.count():
+            trouble(turn)
+            if time.monotonic() >= end:
+                return
+
+    return run
+
+
+def primaries(cluster: Cluster) -> list[Any]:
+    return [node for node in cluster.nodes if node.call("ROLE")[0] == b"master"]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each storm is short in the suite, and of 10^5 calls and more in the long one."""
+    if "seconds" in metafunc.fixturenames:
+        long = pytest.param(45.0, marks=pytest.mark.long)
+        metafunc.parametrize("seconds", [2.0, long])
+
+
+kinds = pytest.mark.parametrize("kind", ["sync", "aio"])
+
+
+@kinds
+def test_slots_move_under_load(stormy: Cluster, kind: str, seconds: float) -> None:
+    stormy.flush()
+    stormy.settle()
+    slots = sorted({key_slot(b"%d:%d" % (w, k)) for w in range(32) for k in range(KEYS)})
+    nodes = primaries(stormy)
+
+    def move(turn: int) -> None:
+        slot = slots[turn * 7 % len(slots)]
+        source = stormy.owner(slot)
+        target = nodes[(nodes.index(source) + 1) % len(nodes)]
+        stormy.begin_move(slot, target)
+        while stormy.move_keys(slot, source, target, 1):  # one by one, so there is a half-way
+            time.sleep(0.001)
+        stormy.end_move(slot, source, target)
+
+    workers = storm(kind, stormy, repeated(move, seconds))
+    assert judge(stormy, workers) == []
+    assert summary(workers)[1] == 0  # every command was answered
+
+
+@kinds
+def test_primaries_hand_over_under_load(stormy: Cluster, kind: str, seconds: float) -> None:
+    stormy.flush()
+    stormy.settle()
+
+    def hand_over(turn: int) -> None:
+        # The others vote for nobody of the same shard twice within two seconds, and after five a
+        # primary goes on writing, whoever takes over.
+        time.sleep(0.8)
+        stormy.settle()
+        pair = stormy.nodes[turn % 3], stormy.nodes[turn % 3 + 3]
+        replica = next(node for node in pair if node.call("ROLE")[0] == b"slave")
+        replica.call("CLUSTER", "FAILOVER")
+        until(lambda: replica.call("ROLE")[0] == b"master", "it took over", 4.0)
+
+    workers = storm(kind, stormy, repeated(hand_over, seconds))
+    stormy.settle()
+    assert judge(stormy, workers) == []
+
+
+@kinds
+def test_primaries_are_killed_under_load(stormy: Cluster, kind: str, seconds: float) -> None:
+    stormy.flush()
+    stormy.settle()
+    killed = []
+
+    def kill(_: int) -> None:
+        stormy.settle()
+        victim = primaries(stormy)[0]
+        killed.append(time.monotonic())
+        victim.kill()
+        until(lambda: len(primaries_alive(stormy)) == 3, "a replica took over")
+        victim.server.start()
+        until(lambda: victim.call("ROLE")[0] == b"slave", "it is back, as a replica")
+
+    workers = storm(kind, stormy, repeated(kill, seconds))
+    stormy.settle()
+    for when in judge(stormy, workers):  # Redis replicates after it has answered
+        assert any(0 <= at - when < 1.0 for at in killed)
+
+
+def primaries_alive(cluster: Cluster) -> list[Any]:
+    found = []
+    for node in cluster.nodes:
+        try:
+            if node.call("ROLE")[0] == b"master" and b"cluster_state:ok" in node.call(
+                "CLUSTER", "INFO"
+            ):
+                found.append(node)
+        except errors.RedisError:
+            continue
+    return found
+
+
+@kinds
+def test_nodes_restart_under_load(stormy: Cluster, kind: str, seconds: float) -> None:
+    """Faster than the others notice, so that nobody takes over; what it had is on its disk."""
+    stormy.flush()
+    stormy.settle()
+
+    def restart(turn: int) -> None:
+        stormy.settle()
+        node = primaries(stormy)[turn % 3]
+        node.kill()
+        node.server.start()
+        until(lambda: node in primaries_alive(stormy) or node.call("ROLE")[0] == b"slave", "back")
+
+    workers = storm(kind, stormy, repeated(restart, seconds))
+    stormy.settle()
+    assert judge(stormy, workers) == []
+
+
