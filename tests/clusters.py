@@ -47,7 +47,7 @@ class Node:
         self.port = free_port()
         self.name = f"127.0.0.1:{self.port}"
         self.url = f"redis://{self.name}"
-        options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
+        options: tuple[str, ...] = ("--cluster-enabled", "yes", "--cluster-node-timeout", "1000")
         options += ("--cluster-replica-validity-factor", "0", "--appendfsync", "no")
         options += ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
         self.server = EmbeddedServer(

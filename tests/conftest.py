@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from rawredis_llm import AsyncClient, Client, EmbeddedServer
+from clusters import Cluster
+from rawredis_llm import AsyncClient, AsyncClusterClient, Client, ClusterClient, EmbeddedServer
 
 # How long an example takes says nothing here, on a machine that others use too.
 settings.register_profile("no-deadline", deadline=None)
@@ -37,7 +38,9 @@ def plain_server() -> Iterator[EmbeddedServer]:
 class Redis:
     """A client of one colour and protocol on an empty database."""
 
-    def __init__(self, url: str, kind: str, protocol: int) -> None:
+    makers: tuple[Any, Any] = Client, AsyncClient
+
+    def __init__(self, url: Any, kind: str, protocol: int) -> None:
         self.url = url
         self.kind = kind
         self.protocol = protocol
@@ -47,7 +50,7 @@ class Redis:
 
     def connect(self, **options: Any) -> Any:
         """Return another client of the same kind, to the same server unless `url` is given."""
-        maker: Any = AsyncClient if self._loop else Client
+        maker = self.makers[bool(self._loop)]
         client = maker(options.pop("url", self.url), **{"protocol": self.protocol, **options})
         self._clients.append(client)
         return client
@@ -70,6 +73,35 @@ def redis(request: pytest.FixtureRequest, server: EmbeddedServer) -> Iterator[Re
     kind, _, protocol = request.param.partition("-")
     redis = Redis(server.url, kind, int(protocol))
     redis.do(redis.client.call("FLUSHALL"))
+    yield redis
+    redis.close()
+
+
+class ClusterRedis(Redis):
+    """A client of a cluster, of one colour and protocol."""
+
+    makers = ClusterClient, AsyncClusterClient
+    cluster: Cluster
+
+
+@pytest.fixture(scope="session")
+def shared_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three primaries with a replica each, and a search module without a coordinator.
+
+    Who moves slots or ends nodes has one of its own.
+    """
+    cluster = Cluster(tmp_path_factory.mktemp("cluster"), replicas=1, search=True)
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture(params=["sync-2", "sync-3", "aio-2", "aio-3"])
+def cluster(request: pytest.FixtureRequest, shared_cluster: Cluster) -> Iterator[ClusterRedis]:
+    """A client on an empty cluster, once for each colour and protocol."""
+    kind, _, protocol = request.param.partition("-")
+    shared_cluster.flush()
+    redis = ClusterRedis(shared_cluster.urls[0], kind, int(protocol))
+    redis.cluster = shared_cluster
     yield redis
     redis.close()
 

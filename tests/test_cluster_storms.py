@@ -11,11 +11,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-from clusters import Cluster, until
 
+from clusters import Cluster, until
 from rawredis_llm import AsyncClusterClient, ClusterClient, errors
 from rawredis_llm.protocol.slots import key_slot
 
@@ -41,15 +42,13 @@ class Worker:
             if turn % 5 == 4:  # a pipeline over several nodes
                 keys = [f"{self.number}:{(turn + n) % KEYS}" for n in range(6)]
                 values = [self._next(key) for key in keys]
-                yield (
-                    [("RPUSH", *pair) for pair in zip(keys, values, strict=True)],
-                    lambda replies, k=keys, v=values: self._all(k, v, replies),  # type: ignore[misc]
-                )
+                commands = [("RPUSH", *pair) for pair in zip(keys, values, strict=True)]
+                yield commands, partial(self._all, keys, values)
             elif turn % 5 == 2:
-                yield [("LINDEX", key, -1)], lambda replies, k=key: self._last(k, replies[0])  # type: ignore[misc]
+                yield [("LINDEX", key, -1)], partial(self._last, key)
             else:
                 value = self._next(key)
-                yield [("RPUSH", key, value)], lambda replies, k=key, v=value: self._all([k], [v], replies)  # type: ignore[misc]  # noqa: E501
+                yield [("RPUSH", key, value)], partial(self._all, [key], [value])
 
     def _next(self, key: str) -> bytes:
         value = b"%d:%d" % (self.number, next(self._serial))
@@ -64,10 +63,11 @@ class Worker:
             if not len(kept) <= reply <= len(kept) + len(self.maybe[key]):
                 self.wrong.append((key, value, reply, len(kept), len(self.maybe[key])))
 
-    def _last(self, key: str, found: bytes | None) -> None:
-        kept = self.kept.get(key) or [(None, 0.0)]
-        if found != kept[-1][0] and found not in self.maybe.get(key, ()):
-            self.wrong.append((key, found, kept[-1][0]))
+    def _last(self, key: str, replies: list[Any]) -> None:
+        kept = self.kept.get(key)
+        last = kept[-1][0] if kept else None
+        if replies[0] != last and replies[0] not in self.maybe.get(key, ()):
+            self.wrong.append((key, replies[0], last))
 
     def fail(self, error: Exception) -> None:
         if isinstance(error, errors.OutcomeUnknownError):
@@ -115,8 +115,8 @@ def storm(kind: str, cluster: Cluster, trouble: Callable[[], Any], **options: An
 
         asyncio.run(main())
 
+    client = ClusterClient(before, **options)
     if kind == "sync":
-        client = ClusterClient(before, **options)
         crew = [threading.Thread(target=work, args=(client, one, over)) for one in workers]
     else:
         crew = [threading.Thread(target=run_tasks)]
@@ -133,8 +133,7 @@ def storm(kind: str, cluster: Cluster, trouble: Callable[[], Any], **options: An
         over.set()
         for thread in crew:
             thread.join(60)
-    if kind == "sync":
-        client.close()
+    client.close()
     assert not any(thread.is_alive() for thread in crew)
     return workers
 
@@ -151,7 +150,9 @@ def judge(cluster: Cluster, workers: list[Worker]) -> list[float]:
                 assert len(set(stored)) == len(stored), "a command was executed twice"
                 there, promised = set(stored), [value for value, _ in kept]
                 assert there <= {*promised, *worker.maybe[key]}
-                assert [v for v in stored if v in set(promised)] == [v for v in promised if v in there]
+                assert [v for v in stored if v in set(promised)] == [
+                    v for v in promised if v in there
+                ]
                 lost += [when for value, when in kept if value not in there]
     return lost
 
@@ -286,5 +287,3 @@ def test_nodes_restart_under_load(stormy: Cluster, kind: str, seconds: float) ->
     workers = storm(kind, stormy, repeated(restart, seconds))
     stormy.settle()
     assert judge(stormy, workers) == []
-
-

@@ -21,6 +21,7 @@ from ..errors import (
     CrossSlotError,
     RedisError,
     ReplyError,
+    WatchError,
     reply_error,
 )
 from ..protocol.cluster import PATIENCE, WHO, BaseCluster, confined, elsewhere, why_not
@@ -103,14 +104,15 @@ class AsyncClusterClient(BaseCluster, AsyncClient):
             node = self._nodes.get(name) or self._node(name)
             outcome: Outcome
             try:
-                outcome = await node._exchange(
+                replies = await node._exchange(
                     portions, args, began, waits, limit, idempotent=idempotent
                 )
             except RedisError as error:
                 outcome = error
             else:
-                if not isinstance(outcome[0], ReplyError):
-                    return outcome[0]
+                if not isinstance(replies[0], ReplyError):
+                    return replies[0]
+                outcome = replies
             exchange = Exchange(self._routes, args, self._retry, idempotent=idempotent)
             steps = exchange.steps(exchange.as_sent([name], {name: outcome}))
         [reply] = await self._follow(steps, began + limit, waits)
@@ -248,11 +250,12 @@ class AsyncClusterClient(BaseCluster, AsyncClient):
                     return await self._node(name)._optimistic(read, keys, rest)
                 failure: RedisError = ConnectError("nobody serves this slot")
             except RedisError as error:
-                if not elsewhere(error):
+                if not elsewhere(error) and not isinstance(error, WatchError):
                     raise
                 failure = error
             tried += 1
-            await self._look(deadline)
+            if elsewhere(failure):
+                await self._look(deadline)
             pause = self._retry.patient().pause(ClusterDownError(), (), tried, idempotent=True)
             if pause is None or monotonic() + pause >= deadline:
                 raise failure

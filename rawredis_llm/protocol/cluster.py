@@ -140,7 +140,7 @@ class BaseCluster(BaseClient):
         """Return the nodes to ask who serves what: those known, in random order, then the seeds."""
         return list(dict.fromkeys((*self._routes.known, *self._given.seeds)))
 
-    def _check_open(self, *_: Any) -> None:
+    def _check_open(self, connection: Any = None) -> None:  # noqa: ARG002 - a node's client has one
         if self._closed:
             raise RuntimeError("the client is closed")
 
@@ -172,7 +172,7 @@ def confined(read: Callable[[], Any], keys: Sequence[Any]) -> Callable[[], Op[An
 
 
 def elsewhere(error: RedisError) -> bool:
-    """Return whether a transaction was refused, whole, as its slot is not there, or not yet."""
+    """Return whether nothing was done, as a slot is not there, or not yet."""
     return isinstance(error, errors.ConnectError) or error.code in _ELSEWHERE
 
 

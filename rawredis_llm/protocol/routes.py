@@ -9,6 +9,7 @@ import random
 import zlib
 from binascii import crc_hqx
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any, Final, NamedTuple
 
 from .keyed import SINGLE, single
@@ -28,6 +29,7 @@ class Routes:
 
     def __init__(self, *, replicas: bool = False, search: str | None = None) -> None:
         self.owners: list[str | None] = [None] * SLOTS
+        self._by_crc = self.owners * 4  # as CRC16 is taken modulo the number of slots
         self.primaries: tuple[str, ...] = ()
         self.search = search
         self.coordinator: bool | None = True if search == "coordinator" else None
@@ -41,6 +43,7 @@ class Routes:
         if found.owners != self.owners or found.replicas != self._replicas:
             self._replicas = found.replicas
             self.owners = found.owners
+            self._by_crc = found.owners * 4
             self.primaries = tuple(sorted({owner for owner in found.owners if owner is not None}))
             self.version += 1
 
@@ -51,6 +54,7 @@ class Routes:
             self.primaries = tuple(sorted((*self.primaries, node)))
         if self.owners[slot] != node:
             self.owners[slot] = node
+            self._by_crc[slot::SLOTS] = [node] * 4
             self.version += 1
         return unknown
 
@@ -111,24 +115,26 @@ class Routes:
             heads = {args[0] for args in members}
             if not heads <= HARMLESS.keys() or not all(map(single, heads)):
                 return None
-            keys = [args[1] for args in members]
-            if {*map(type, keys)} != {bytes}:
-                keys = [key.encode() if type(key) is str else key_bytes(key) for key in keys]
+            keys: list[Any] = [args[1] for args in members]
+            kinds = {*map(type, keys)}
+            if kinds == {str}:
+                keys = [*map(str.encode, keys)]
+            elif kinds != {bytes}:
+                keys = [*map(key_bytes, keys)]
         except (IndexError, TypeError, ValueError):  # the long way says what is wrong
             return None
-        owners = self.owners
         if b"{" in b"".join(keys):
-            nodes = [owners[key_slot(key)] for key in keys]
+            nodes = [self.owners[key_slot(key)] for key in keys]
         else:
-            nodes = [owners[crc_hqx(key, 0) & 0x3FFF] for key in keys]
-        found = {*nodes}
+            nodes = [*map(self._by_crc.__getitem__, map(crc_hqx, keys, repeat(0)))]
+        found: dict[Any, list[Any]] = {node: [] for node in {*nodes}}
         if None in found:
             return None
-        parts = {
-            node: Batch([args for args, to in zip(members, nodes, strict=True) if to == node])
-            for node in sorted(found)  # type: ignore[type-var]  # None is not among them
-        }
-        return Split(nodes, parts)  # type: ignore[arg-type]  # as above
+        adds = {node: commands.append for node, commands in found.items()}
+        for add, args in zip(map(adds.__getitem__, nodes), members, strict=True):
+            add(args)
+        parts = {node: Batch(found[node]) for node in sorted(found)}
+        return Split(nodes, parts)  # type: ignore[arg-type]  # None is not among them
 
 
 _WORDS: Final[set[type]] = {str, bytes}
@@ -143,8 +149,8 @@ class Split(NamedTuple):
 
     def joined(self, replies: dict[str, Any]) -> list[Any]:
         """Return the replies in the order of the commands."""
-        takes = {node: iter(found).__next__ for node, found in replies.items()}
-        return [takes[node]() for node in self.nodes]
+        takes = {node: iter(found) for node, found in replies.items()}
+        return [*map(next, map(takes.__getitem__, self.nodes))]
 
 
 def _is_read(name: str | bytes) -> bool:

@@ -31,7 +31,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from .. import errors
 from ..errors import RedisError, ReplyError
 from .keyed import keys_of, one_slot, slots_of
-from .operation import Batch, Command, Ready, Sent
+from .operation import Batch, Command, Ready, Sent, name_of
 from .resp import PORTION, Portions, encode, key_bytes
 from .retry import PASSING, READS, Retry, may_be_a_scripts
 from .routes import Routes
@@ -77,17 +77,24 @@ class Unit:
         "replies",
         "slot",
         "source",
+        "why",
     )
 
     def __init__(
-        self, commands: Sequence[Sequence[Any]], slot: int | None = None, *, loose: bool = False
+        self,
+        commands: Sequence[Sequence[Any]],
+        slot: int | None = None,
+        *,
+        loose: bool = False,
+        data: bytes | None = None,
     ) -> None:
         self.commands = commands
         self.slot = slot
         self.loose = loose or slot is None
         self.asking = ""  # the node that is to be asked, once, although the slot is another's
         self.home = False  # to the primary, whatever it does
-        self.data = b"".join(map(encode, commands))
+        self.why: RedisError | None = None  # it is to be sent again
+        self.data = b"".join(map(encode, commands)) if data is None else data
         self.reads = all(command_name(args) in READS or args[0] in _FRAME for args in commands)
         self.replies: list[Any] | None = None
         self.source: Any = None  # of the script that it runs: an `Evaluation`
@@ -198,11 +205,11 @@ class Exchange:
         self, routes: Routes, what: Sent, retry: Retry, *, idempotent: bool = False
     ) -> None:
         self._routes = routes
-        # Who serves a slot changes within a second or so: it is looked for often, until it is known.
+        # Who serves a slot changes within a second or so, and is looked for often until then.
         self._retry = retry.patient()._replace(cap=min(retry.cap, _LONGEST_PAUSE))
         self._idempotent = idempotent
         self._lost: RedisError | None = None
-        self.name = what.name if isinstance(what, Batch) else command_name(what)
+        self._what = what
         self.waits = 0.0
         self._items: list[Item] = []
         self._searches: list[tuple[int, Sequence[Any]]] = []
@@ -233,6 +240,7 @@ class Exchange:
 
     def _add(self, args: Sequence[Any], command: Command[Any] | None = None) -> None:
         self.waits += vet(args)
+        data = encode(args)
         name = command_name(args)
         routes = self._routes
         if name.startswith("FT."):
@@ -251,7 +259,7 @@ class Exchange:
         if len(slots) > 1 and name in _APART:
             self._items.append(_apart(name, args, keys))
             return
-        unit = Unit([args], *slots) if len(slots) < 2 else _refused(args, name)
+        unit = Unit([args], *slots, data=data) if len(slots) < 2 else _refused(args, name)
         if command is not None and command.source is not None:
             unit.source = command
             unit.first = command.goes_first  # type: ignore[attr-defined]  # it is an Evaluation
@@ -315,7 +323,7 @@ class Exchange:
         if not sent or not isinstance(error, errors.ConnectError):
             return error
         text = f"only a part of it was sent: {error.message}"
-        return errors.OutcomeUnknownError(text, command=self.name, address=error.address)
+        return errors.OutcomeUnknownError(text, command=name_of(self._what), address=error.address)
 
     def as_sent(
         self, nodes: Sequence[str], outcomes: dict[str, Outcome]
@@ -331,48 +339,44 @@ class Exchange:
     ) -> Generator[Any, Any, None]:
         tried = 0
         while units:
+            homeless: list[Unit] = []
             if known:
                 outcomes, known = list(known), ()
-                failure: RedisError | None = None
             else:
                 parts, homeless = self._parted(units)
-                failure = errors.ClusterDownError(_HOMELESS) if homeless else None
                 outcomes = list(zip(parts, (yield parts) if parts else (), strict=True))
-            again = [] if failure is None else homeless
-            look = failure is not None
+            look = bool(homeless)
+            for unit in homeless:
+                unit.why = errors.ClusterDownError(_HOMELESS)
+            again = homeless
             for part, outcome in outcomes:
-                left, why, looks = self._judge(part, outcome)
+                left, looks = self._judge(part, outcome)
                 again += left
-                failure = why if failure is None or isinstance(failure, _REDIRECTED) else failure
                 look = look or looks
             left_over = set(map(id, again))
             units = [unit for unit in units if id(unit) in left_over]
             tried += 1
             if look and units:
                 yield LOOK
-            if units and failure is not None and not (yield from self._pause(failure, tried)):
-                self._give_up(units, failure)
+            if units and not (yield from self._pause(units, tried)):
+                self._give_up(units)
                 return
 
-    def _pause(self, failure: RedisError, tried: int) -> Generator[float, bool, bool]:
+    def _pause(self, units: list[Unit], tried: int) -> Generator[float, bool, bool]:
         """Wait before the next try, until the deadline; return whether there is one."""
-        if isinstance(failure, _REDIRECTED):
-            if tried < 4:  # no more than this in a row, while nodes do not agree
-                return True
-            failure = errors.TryAgainError()
-        if not isinstance(failure, PASSING):  # another node may take its place
-            failure = errors.ClusterDownError()
-        pause = self._retry.pause(failure, (), tried, idempotent=True)
+        if tried < 4 and all(isinstance(unit.why, _REDIRECTED) for unit in units):
+            return True  # no more than this in a row, while nodes do not agree
+        # Whatever it was, it passes, or another node takes the place of this one.
+        pause = self._retry.pause(errors.TryAgainError(), (), tried, idempotent=True)
         return pause is not None and (yield pause)
 
-    def _give_up(self, units: list[Unit], failure: RedisError) -> None:
+    def _give_up(self, units: list[Unit]) -> None:
         """Leave refusals as replies; for what was not answered, raise what it failed of."""
         for unit in units:
-            if unit.replies is None:
-                if isinstance(failure, ReplyError):
-                    unit.replies = [failure] * len(unit.commands)
-                else:
-                    self._lose(failure)
+            if isinstance(unit.why, ReplyError):
+                unit.replies = [unit.why] * len(unit.commands)
+            elif unit.why is not None:
+                self._lose(unit.why)
 
     def _lose(self, error: RedisError) -> None:
         self._lost = self._lost or error
@@ -395,12 +399,11 @@ class Exchange:
         # In this order, for who takes several connections at once: see the sync shell.
         return [Part(node, group) for node, group in sorted(groups.items())], homeless
 
-    def _judge(self, part: Part, outcome: Outcome) -> tuple[list[Unit], RedisError | None, bool]:
-        """Settle what was answered; return what is to be sent again, why, and whether to look."""
+    def _judge(self, part: Part, outcome: Outcome) -> tuple[list[Unit], bool]:
+        """Settle what was answered; return what is to be sent again, and whether to look."""
         if not isinstance(outcome, list):
             return self._failed(part, outcome)
         again: list[Unit] = []
-        failure: RedisError | None = None
         look = False
         executed: set[int | None] = set()
         at = len(outcome)
@@ -417,9 +420,9 @@ class Exchange:
                 unit.replies = replies
                 continue
             look = self._redirect(unit, why, part.node) or look
+            unit.why = why
             again.append(unit)
-            failure = why if failure is None or isinstance(failure, _REDIRECTED) else failure
-        return again, failure, look
+        return again, look
 
     def _retries(self, why: ReplyError) -> bool:
         return isinstance(why, _REDIRECTED) or self._retry.attempts > 1
@@ -440,7 +443,7 @@ class Exchange:
             return False
         return self._routes.moved(unit.slot, node)
 
-    def _failed(self, part: Part, error: RedisError) -> tuple[list[Unit], RedisError | None, bool]:
+    def _failed(self, part: Part, error: RedisError) -> tuple[list[Unit], bool]:
         """See what to do about units of which there is no reply."""
         unsent = isinstance(error, (errors.ConnectError, *PASSING))
         again: list[Unit] = []
@@ -451,10 +454,10 @@ class Exchange:
         if unsent:
             again = list(part.units)
         for unit in again:
-            unit.asking, unit.home = "", True
+            unit.asking, unit.home, unit.why = "", True, error
         if len(again) < len(part.units):
             self._lose(error)
-        return again, error, True
+        return again, True
 
 
 def staged(units: list[Unit]) -> list[list[Unit]]:

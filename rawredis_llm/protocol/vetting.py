@@ -53,6 +53,8 @@ def _refuse_repeated(name: str, args: Sequence[Any]) -> None:
     hiredis 3.5 gives the second value of a map's key to the key before it.
     """
     words = _words(args)
+    if words[1:2] in (["GETKEYS"], ["GETKEYSANDFLAGS"]):  # whose reply is a list
+        return
     start = _MAPS[name] or _streams(words) + 1
     names = words[start:] if _MAPS[name] else words[start : (start + len(words)) // 2]
     if len(set(names)) < len(names):

@@ -22,6 +22,7 @@ from ..errors import (
     CrossSlotError,
     RedisError,
     ReplyError,
+    WatchError,
     reply_error,
 )
 from ..protocol.cluster import PATIENCE, WHO, BaseCluster, confined, elsewhere, why_not
@@ -234,11 +235,12 @@ class ClusterClient(BaseCluster, Client):
                     return self._node(name)._optimistic(read, keys, left)
                 failure: RedisError = ConnectError("nobody serves this slot")
             except RedisError as error:
-                if not elsewhere(error):
+                if not elsewhere(error) and not isinstance(error, WatchError):
                     raise
                 failure = error
             tried += 1
-            self._look(deadline)
+            if elsewhere(failure):
+                self._look(deadline)
             pause = self._retry.patient().pause(ClusterDownError(), (), tried, idempotent=True)
             if pause is None or monotonic() + pause >= deadline:
                 raise failure
