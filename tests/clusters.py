@@ -148,22 +148,21 @@ class Cluster:
     def urls(self) -> list[str]:
         return [node.url for node in self.nodes]
 
+    def owners(self, slot: int) -> list[Node]:
+        """Return the nodes that are said to serve a slot, by those that answer."""
+        ports = set()
+        for node in self.nodes:
+            try:
+                entries = node.call("CLUSTER", "SLOTS")
+            except errors.RedisError:
+                continue
+            ports |= {entry[2][1] for entry in entries if entry[0] <= slot <= entry[1]}
+        return [node for node in self.nodes if node.port in ports]
+
     def owner(self, slot: int) -> Node:
-        """Return the node that serves a slot, by its own word."""
-
-        def found() -> Node | None:
-            for node in self.nodes:
-                try:
-                    entries = node.call("CLUSTER", "SLOTS")
-                except errors.RedisError:
-                    continue
-                for first, last, primary, *_ in entries:
-                    if first <= slot <= last:
-                        return next(n for n in self.nodes if n.port == primary[1])
-            return None
-
-        node: Node = until(found, f"who serves {slot}")
-        return node
+        """Return the node that serves a slot, once all that answer say so."""
+        until(lambda: len(self.owners(slot)) == 1, f"who serves {slot}")
+        return self.owners(slot)[0]
 
     def begin_move(self, slot: int, target: Node) -> Node:
         """Open a slot to be moved; return where it is."""
@@ -186,12 +185,18 @@ class Cluster:
 
     def end_move(self, slot: int, source: Node, target: Node) -> None:
         """Say that a slot has moved: to the target, to the source, to the other primaries."""
+        # A target that has not heard of the source's last epoch takes no higher one, and then loses
+        # the slot again, to nobody.
+        until(lambda: self._epoch(target, source) == self._epoch(source, source), "the epoch")
         others = [node for node in self.nodes if node not in (source, target)]
         for node in (target, source, *others):
             try:
                 node.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
             except errors.RedisError:  # a replica, which will hear of it
                 continue
+
+    def _epoch(self, asked: Node, about: Node) -> str:
+        return next(line[6] for line in self.known(asked) if line[0] == about.id)
 
     def move(self, slot: int, target: Node) -> None:
         """Move a slot, with its keys."""

@@ -372,12 +372,15 @@ def moving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 @pytest.fixture(params=["sync", "aio"])
 def mover(request: pytest.FixtureRequest, moving: Cluster) -> Iterator[ClusterRedis]:
     """A client of it, which has seen all nodes."""
+    moving.settle()
+    moving.flush()
     redis = ClusterRedis(moving.urls[0], request.param, 3)
     redis.cluster = moving
-    moving.flush()
-    redis.do(redis.client.pipeline([("SET", key, 0) for key in KEYS]))
-    yield redis
-    redis.close()
+    try:
+        redis.do(redis.client.pipeline([("SET", key, 0) for key in KEYS]))
+        yield redis
+    finally:
+        redis.close()
 
 
 def other(moving: Cluster, slot: int) -> Any:
@@ -399,83 +402,94 @@ def asked_for_map(moving: Cluster) -> int:
 
 
 def test_a_slot_that_moved_is_patched(mover: ClusterRedis) -> None:
-    moving, slot = mover.cluster, key_slot(b"key:1")
+    moving, slot = mover.cluster, key_slot(mover.kind.encode() + b":1")
     target = other(moving, slot)
     moving.move(slot, target)
     before = asked_for_map(moving)
-    assert mover.do(mover.client.call("INCR", "key:1")) == 1
-    assert mover.do(mover.client.call("INCR", "key:1")) == 2
+    assert mover.do(mover.client.call("INCR", f"{mover.kind}:1")) == 1
+    assert mover.do(mover.client.call("INCR", f"{mover.kind}:1")) == 2
     assert mover.client._routes.owners[slot] == target.name
     assert asked_for_map(moving) == before
 
 
 def test_commands_follow_a_slot_half_way(mover: ClusterRedis) -> None:
-    moving, slot = mover.cluster, key_slot(b"key:2")
+    moving, slot = mover.cluster, key_slot(mover.kind.encode() + b":2")
     target = other(moving, slot)
-    mover.do(mover.client.pipeline([("SET", "{key:2}here", 1), ("SET", "{key:2}there", 2)]))
+    mover.do(
+        mover.client.pipeline(
+            [("SET", f"{{{mover.kind}:2}}here", 1), ("SET", f"{{{mover.kind}:2}}there", 2)]
+        )
+    )
     source = moving.begin_move(slot, target)
-    place = ("MIGRATE", "127.0.0.1", target.port, "{key:2}there", 0, 5000)
+    place = ("MIGRATE", "127.0.0.1", target.port, f"{{{mover.kind}:2}}there", 0, 5000)
     source.call(*place)
     call = mover.client.call
-    assert mover.do(call("GET", "{key:2}here")) == b"1"
-    assert mover.do(call("GET", "{key:2}there")) == b"2"  # ASK
-    assert mover.do(call("GET", "{key:2}new")) is None  # ASK, too
-    assert mover.do(call("SET", "{key:2}new", 3)) == b"OK"
+    assert mover.do(call("GET", f"{{{mover.kind}:2}}here")) == b"1"
+    assert mover.do(call("GET", f"{{{mover.kind}:2}}there")) == b"2"  # ASK
+    assert mover.do(call("GET", f"{{{mover.kind}:2}}new")) is None  # ASK, too
+    assert mover.do(call("SET", f"{{{mover.kind}:2}}new", 3)) == b"OK"
     both = [
-        ("GET", "{key:2}here"),
-        ("GET", "{key:2}there"),
-        ("GET", "{key:2}new"),
-        ("GET", "key:5"),
+        ("GET", f"{{{mover.kind}:2}}here"),
+        ("GET", f"{{{mover.kind}:2}}there"),
+        ("GET", f"{{{mover.kind}:2}}new"),
+        ("GET", KEYS[0]),
     ]
     assert mover.do(mover.client.pipeline(both)) == [b"1", b"2", b"3", b"0"]
-    on_target = [("INCR", "{key:2}there"), ("INCR", "{key:2}new")]
+    on_target = [("INCR", f"{{{mover.kind}:2}}there"), ("INCR", f"{{{mover.kind}:2}}new")]
     assert mover.do(mover.client.transaction(on_target)) == [3, 4]
     assert mover.client._routes.owners[slot] == source.name  # ASK is for once
     # Of two keys of which one has moved the node says TRYAGAIN, until both have.
     later = threading.Timer(0.3, lambda: moving.move_keys(slot, source, target))
     later.start()
-    assert mover.do(call("MGET", "{key:2}here", "{key:2}there")) == [b"1", b"3"]
+    assert mover.do(call("MGET", f"{{{mover.kind}:2}}here", f"{{{mover.kind}:2}}there")) == [
+        b"1",
+        b"3",
+    ]
     later.join()
     moving.end_move(slot, source, target)
-    assert mover.do(call("MGET", "{key:2}here", "{key:2}there")) == [b"1", b"3"]
+    assert mover.do(call("MGET", f"{{{mover.kind}:2}}here", f"{{{mover.kind}:2}}there")) == [
+        b"1",
+        b"3",
+    ]
 
 
 def test_watching_transactions_follow_a_slot(mover: ClusterRedis) -> None:
-    moving, slot = mover.cluster, key_slot(b"key:3")
+    moving, slot = mover.cluster, key_slot(mover.kind.encode() + b":3")
     target = other(moving, slot)
     turns = []
 
     def read() -> Any:
-        value = yield from Command(("GET", "key:3"))
+        value = yield from Command(("GET", f"{mover.kind}:3"))
         turns.append(value)
         if len(turns) == 1:
             moving.move(slot, target)
-        return [("INCR", "key:3")]
+        return [("INCR", f"{mover.kind}:3")]
 
-    assert mover.do(mover.client.transaction(read, watch=["key:3"])) == [1]
+    assert mover.do(mover.client.transaction(read, watch=[f"{mover.kind}:3"])) == [1]
     assert len(turns) == 2
-    assert target.call("GET", "key:3") == b"1"
+    assert target.call("GET", f"{mover.kind}:3") == b"1"
 
 
 def test_a_pipeline_follows_many_slots(mover: ClusterRedis) -> None:
     moving = mover.cluster
-    for key in KEYS[:6]:
+    keys = [f"{mover.kind}:several:{number}" for number in range(6)]
+    for key in keys:
         slot = key_slot(key.encode())
         moving.move(slot, other(moving, slot))
-    assert mover.do(mover.client.pipeline([("INCR", key) for key in KEYS])) == [1] * len(KEYS)
-    assert mover.do(mover.client.pipeline([("INCR", key) for key in KEYS])) == [2] * len(KEYS)
+    keys += KEYS
+    assert mover.do(mover.client.pipeline([("INCR", key) for key in keys])) == [1] * len(keys)
+    assert mover.do(mover.client.pipeline([("INCR", key) for key in keys])) == [2] * len(keys)
 
 
 def test_a_new_node_is_found(mover: ClusterRedis) -> None:
-    moving, slot = mover.cluster, key_slot(b"key:4")
+    moving, slot = mover.cluster, key_slot(mover.kind.encode() + b":4")
     node = moving.add()
     moving.nodes[0].call("CLUSTER", "MEET", "127.0.0.1", node.port)
     until(lambda: len(moving.known(node)) == len(moving.nodes), "it is known")
     moving.settle()
     moving.move(slot, node)
-    assert mover.do(mover.client.call("INCR", "key:4")) == 1
+    assert mover.do(mover.client.call("INCR", f"{mover.kind}:4")) == 1
     assert mover.client._routes.owners[slot] == node.name
-    moving.move(slot, moving.nodes[0])
 
 
 # -- who is asked ------------------------------------------------------------------------------
@@ -589,26 +603,26 @@ def awaited(cluster: ClusterRedis, function: Any, *args: Any, **options: Any) ->
 
 
 def test_a_shard_channel_is_followed(mover: ClusterRedis) -> None:
-    moving, slot = mover.cluster, key_slot(b"followed")
+    moving, slot = mover.cluster, key_slot(f"{mover.kind}:followed".encode())
 
     async def follow() -> list[Any]:
-        async with mover.client.subscribe("followed", sharded=True) as subscription:
-            await mover.client.call("SPUBLISH", "followed", "1")
+        async with mover.client.subscribe(f"{mover.kind}:followed", sharded=True) as subscription:
+            await mover.client.call("SPUBLISH", f"{mover.kind}:followed", "1")
             first = await subscription.get(5)
             await asyncio.to_thread(moving.move, slot, other(moving, slot))
             gap = await subscription.get(5)
-            await mover.client.call("SPUBLISH", "followed", "2")
+            await mover.client.call("SPUBLISH", f"{mover.kind}:followed", "2")
             return [first, gap, await subscription.get(5)]
 
     if mover.kind == "aio":
         found = mover.do(follow())
     else:
-        with mover.client.subscribe("followed", sharded=True) as subscription:
-            mover.client.call("SPUBLISH", "followed", "1")
+        with mover.client.subscribe(f"{mover.kind}:followed", sharded=True) as subscription:
+            mover.client.call("SPUBLISH", f"{mover.kind}:followed", "1")
             found = [subscription.get(5)]
             moving.move(slot, other(moving, slot))
             found.append(subscription.get(5))
-            mover.client.call("SPUBLISH", "followed", "2")
+            mover.client.call("SPUBLISH", f"{mover.kind}:followed", "2")
             found.append(subscription.get(5))
     assert [(message.kind, message.data) for message in found] == [
         ("smessage", b"1"),
