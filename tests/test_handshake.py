@@ -111,6 +111,17 @@ def test_a_server_may_refuse_to_be_told_what_we_are(redis: Redis, refusal: bytes
         assert (fake.accepted, fake.sent("HELLO"), fake.sent("SELECT")) == (1, 1, 1)
 
 
+@pytest.mark.parametrize("password", [None, "pw"])
+def test_a_server_that_takes_no_names_is_told_none(redis: Redis, password: str | None) -> None:
+    refusal = b"-ERR Syntax error in HELLO option 'setname'\r\n"
+    with Fake(lambda _, line: refusal if "SETNAME" in line else polite(line)) as fake:
+        client = redis.connect(url=fake.url, client_name="me", password=password)
+        assert redis.do(client.call("GET", "k")) == b"OK"
+        who = " AUTH default pw" if password else ""
+        assert fake.lines[len(SET_INFO) + 1] == f"HELLO {redis.protocol}{who}"
+        assert (fake.accepted, fake.sent("HELLO")) == (1, 2)
+
+
 # -- servers without HELLO ---------------------------------------------------------------------
 
 
@@ -441,17 +452,57 @@ def test_servers_are_told_apart(
         assert len(fake.lines) == commands
 
 
-def test_a_server_that_will_not_tell_is_an_error_and_is_asked_again(redis: Redis) -> None:
+REFUSALS = [b"-ERR unknown command 'INFO'\r\n", b"-NOPERM no\r\n", b"-ERR not allowed\r\n"]
+SAYS = b"*10\r\n+server\r\n+%s\r\n+version\r\n+8.4.0\r\n+proto\r\n:2\r\n+mode\r\n+standalone\r\n"
+LISTS = b"+modules\r\n*%d\r\n" + b"*4\r\n+name\r\n+%s\r\n+ver\r\n:%d\r\n" * 2
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+@pytest.mark.parametrize(
+    ("hello", "expected"),
+    [
+        (
+            SAYS % b"redis" + LISTS % (2, b"search", 80400, b"ReJSON", 80400),
+            ServerInfo("redis", "8.4.0", 2, "standalone", 80400, True, True, True),
+        ),
+        (
+            SAYS % b"redis" + LISTS % (2, b"search", 21005, b"bf", 20803),
+            ServerInfo("redis", "8.4.0", 2, "standalone", 21005, False, False, False),
+        ),
+        (  # an engine of another kind, with versions of its own
+            SAYS % b"valkey" + LISTS % (2, b"search", 131072, b"json", 65536),
+            ServerInfo("valkey", "8.4.0", 2, "standalone", 131072, False, False, True),
+        ),
+        (  # of what it can do nothing is said: then the server itself will
+            SAYS % b"redis" + b"+modules\r\n*0\r\n",
+            ServerInfo("redis", "8.4.0", 2, "standalone", 0, False, False, True),
+        ),
+        (None, ServerInfo("", "", 2, "", 0, False, False, True)),
+    ],
+)
+def test_where_little_is_told_the_rest_is_taken_from_the_greeting(
+    redis: Redis, refusal: bytes, hello: bytes | None, expected: ServerInfo
+) -> None:
+    def answer(_: int, line: str) -> bytes:
+        if line == "HELLO":
+            return hello or refusal
+        return refusal if line.startswith(("INFO", "COMMAND", "MODULE")) else polite(line)
+
+    with Fake(answer) as fake:
+        assert redis.do(redis.connect(url=fake.url).server_info) == expected
+
+
+def test_a_server_that_cannot_tell_yet_is_an_error_and_is_asked_again(redis: Redis) -> None:
     may_tell = iter([False])
 
     def answer(_: int, line: str) -> bytes:
         if line == "INFO server":
             told = bulk("redis_version:7.2.4", "redis_mode:standalone")
-            return told if next(may_tell, True) else b"-NOPERM no\r\n"
+            return told if next(may_tell, True) else b"-LOADING not yet\r\n"
         return NONE if line.startswith("COMMAND") else polite(line)
 
     with Fake(answer) as fake:
-        client = redis.connect(url=fake.url)
-        with pytest.raises(errors.NoPermissionError):
+        client = redis.connect(url=fake.url, retry=None)
+        with pytest.raises(errors.LoadingError):
             redis.do(client.server_info)
         assert redis.do(client.server_info).version == "7.2.4"

@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 from .. import __version__, errors
-from ..errors import RedisError, ReplyError
+from ..errors import NoPermissionError, RedisError, ReplyError
 from .address import Secret
 from .commands import as_mapping
 from .operation import Batch, Command, Op
@@ -54,7 +54,7 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
     """Yield the commands of the handshake, one write each; raise the server's refusal.
 
     One write is enough where the server knows HELLO (Redis >= 6); others speak RESP2. What is not
-    needed to be understood (CLIENT SETINFO, Redis >= 7.2) may be refused.
+    needed to be understood (CLIENT SETINFO, Redis >= 7.2; a name) may be refused.
     """
     # A password is revealed in place: an error's traceback shows the locals of this frame.
     user = login.username or "default"
@@ -64,10 +64,14 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
     tail += [("READONLY",)] if settings.readonly else []
     tail += [("SELECT", settings.address.db)] if settings.address.db else []
     hello = ("HELLO", settings.protocol)
-    if login.password is None:
-        replies = yield [(*hello, *name), *tail]
-    else:
-        replies = yield [(*hello, "AUTH", user, login.password.reveal(), *name), *tail]
+    for named in (name, ()):
+        if login.password is None:
+            replies = yield [(*hello, *named), *tail]
+        else:
+            replies = yield [(*hello, "AUTH", user, login.password.reveal(), *named), *tail]
+        refusal = replies[0]
+        if not (named and isinstance(refusal, ReplyError) and "SETNAME" in refusal.message.upper()):
+            break  # else it takes no names: the same without
     if isinstance(replies[0], ReplyError) and _lacks_hello(replies[0]):
         tail = [("CLIENT", *name), *tail] if name else tail
         if login.password is None:
@@ -122,9 +126,10 @@ class ServerInfo(NamedTuple):
     """What a server is and can do.
 
     `name` is `redis` or `valkey`, `version` its version, `protocol` the RESP level in use, `mode`
-    `standalone`, `cluster` or `sentinel`. `search` is the search engine's version as a number
-    (21005 is 2.10.5), 0 if that is not told, None without one. `coordinator`: whether it can search
-    a whole cluster; `hybrid`: whether it has FT.HYBRID; `json`: whether it has JSON documents.
+    `standalone`, `cluster` or `sentinel`; '' where it is not told. `search` is the search engine's
+    version as a number (21005 is 2.10.5), 0 if that is not told, None without one. `coordinator`:
+    whether it can search a whole cluster; `hybrid`: whether it has FT.HYBRID; `json`: whether it
+    has JSON documents, or does not tell.
     """
 
     name: str
@@ -141,37 +146,66 @@ def server_info() -> Op[ServerInfo]:
     """Return what the server says of itself, in one round trip.
 
     COMMAND INFO tells whether there is a search engine, and whether it has a coordinator: then
-    FT.SEARCH has no key (Redis 8), without one its first "key" is the index (RediSearch 2).
+    FT.SEARCH has no key (Redis 8), without one its first "key" is the index (RediSearch 2). Of
+    HELLO, INFO and COMMAND a managed service may refuse any; the others' answers have to do then.
     """
-    hello, info, search, hybrid, json = yield from Batch(
+    hello, info, *entries = yield from Batch(
         [
             Command(("HELLO",), as_mapping),
-            Command(("INFO", "server")),
-            *(("COMMAND", "INFO", name) for name in ("FT.SEARCH", "FT.HYBRID", "JSON.SET")),
+            Command(("INFO", "server"), _fields),
+            *(
+                Command(("COMMAND", "INFO", name), lambda reply: reply[0] if reply else None)
+                for name in ("FT.SEARCH", "FT.HYBRID", "JSON.SET")
+            ),
         ],
         raise_errors=False,
     )
-    if isinstance(info, Exception):
-        raise info
-    lines = dict(line.split(":", 1) for line in info.decode().splitlines() if ":" in line)
-    greeting = {} if isinstance(hello, ReplyError) else hello
+    for reply in (hello, info, *entries):
+        if isinstance(reply, Exception) and type(reply) not in (ReplyError, NoPermissionError):
+            raise reply  # it is no refusal: loading, or no answer to be understood
+    greeting = {} if isinstance(hello, Exception) else hello
+    fields = {} if isinstance(info, Exception) else info
+    name, version = (greeting.get(part, b"").decode() for part in (b"server", b"version"))
+    name = ("valkey" if "valkey_version" in fields else "redis") if fields else name
     modules = [as_mapping(module) for module in greeting.get(b"modules", ())]
-    versions = [int(module[b"ver"]) for module in modules if module[b"name"] == b"search"]
-    entry = _command_entry(search)
+    versions = {module[b"name"]: int(module[b"ver"]) for module in modules}
+    search, coordinator, hybrid, json = _abilities(name, versions, *entries)
     return ServerInfo(
-        name="valkey" if "valkey_version" in lines else "redis",
-        version=lines.get("valkey_version") or lines["redis_version"],
+        name=name,
+        version=fields.get("valkey_version") or fields.get("redis_version") or version,
         protocol=greeting.get(b"proto", 2),
-        mode=lines["redis_mode"] if "redis_mode" in lines else lines["server_mode"],
-        search=None if entry is None else (versions or [0])[0],
-        coordinator=entry is not None and entry[3] == 0,
-        hybrid=_command_entry(hybrid) is not None,
-        json=_command_entry(json) is not None,
+        mode=fields.get("redis_mode")
+        or fields.get("server_mode")
+        or greeting.get(b"mode", b"").decode(),
+        search=search,
+        coordinator=coordinator,
+        hybrid=hybrid,
+        json=json,
     )
 
 
-def _command_entry(reply: Any) -> list[Any] | None:
-    """Return what COMMAND INFO says of one command: name, arity, flags, first key, ...; or None."""
-    if isinstance(reply, Exception):
-        raise reply
-    return reply[0] if reply else None
+def _abilities(
+    name: str, modules: dict[bytes, int], search: Any, hybrid: Any, json: Any
+) -> tuple[int | None, bool, bool, bool]:
+    """Return what is to be known of searching, by COMMAND INFO's entries, else by the modules."""
+    version = modules.get(b"search", 0)
+    if not any(isinstance(entry, Exception) for entry in (search, hybrid, json)):
+        there = search is not None
+        return (
+            version if there else None,
+            there and search[3] == 0,  # name, arity, flags, first key, ...
+            hybrid is not None,
+            json is not None,
+        )
+    # What may be there is taken to be there, for the server itself says what it lacks; not so
+    # what would be used unasked. Valkey counts the versions of its own engine.
+    redis = version if name == "redis" else 0
+    return version, redis >= 80000, redis >= 80400, not modules or bool(modules.keys() & _JSON)
+
+
+_JSON = {b"ReJSON", b"json"}
+
+
+def _fields(reply: bytes) -> dict[str, str]:
+    """Return what INFO says by name."""
+    return dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)

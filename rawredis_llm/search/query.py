@@ -10,7 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypedDict, TypeVar
 
-from ..errors import IndexExistsError, IndexMismatchError
+from ..errors import (
+    IndexExistsError,
+    IndexMismatchError,
+    IndexNotFoundError,
+    NoPermissionError,
+)
 from ..keys import milliseconds
 from ..protocol.operation import Batch, Command, Op, Runnable, steps_of, together
 from .filters import number, whole_number
@@ -99,12 +104,21 @@ def create_index(name: str, prefixes: Sequence[str], schema: Schema) -> Command[
 def ensure_index(name: str, prefixes: Sequence[str], schema: Schema) -> Op[bool]:
     """Create an index; return False if it was there with these prefixes and fields.
 
-    Raises IndexMismatchError, saying what differs, if it was there with others.
+    Raises IndexMismatchError, saying what differs, if it was there with others, and
+    NoPermissionError, if it was not there and is not ours to create.
     """
     try:
         yield from create_index(name, prefixes, schema)
-    except IndexExistsError:
-        refuse_differences(name, schema.differences((yield from info(name)), prefixes))
+    except (IndexExistsError, NoPermissionError) as error:
+        try:
+            there = yield from info(name)
+        except IndexNotFoundError:
+            raise error from None
+        except NoPermissionError:
+            if isinstance(error, NoPermissionError):
+                raise  # who may do neither is not told whether there is one
+            return False  # it is taken as it is
+        refuse_differences(name, schema.differences(there, prefixes))
         return False
     return True
 
@@ -120,11 +134,14 @@ def write_indexed(
 ) -> Op[None]:
     """Write documents, and in the same write create their index if somebody dropped it meanwhile.
 
-    What is not indexed is not found, and a process that only writes would never notice.
+    What is not indexed is not found, and a process that only writes would never notice. Who may
+    create none has been told by `ensure_index`.
     """
     again = create_index(name, prefixes, schema)
-    for outcome in (yield from together([again, steps_of(write)], raise_errors=False)):
-        if isinstance(outcome, Exception) and not isinstance(outcome, IndexExistsError):
+    created, written = yield from together([again, steps_of(write)], raise_errors=False)
+    forgiven = (IndexExistsError, NoPermissionError)
+    for outcome, harmless in ((created, forgiven), (written, ())):
+        if isinstance(outcome, Exception) and not isinstance(outcome, harmless):
             raise outcome
 
 
