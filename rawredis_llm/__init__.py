@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from . import errors as errors
     from .aio.client import AsyncClient as AsyncClient
     from .aio.cluster import AsyncClusterClient as AsyncClusterClient
+    from .aio.sentinel import AsyncSentinelClient as AsyncSentinelClient
     from .cache import CacheHit as CacheHit
     from .cache import CacheStats as CacheStats
     from .cache import LLMCache as LLMCache
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from .sessions import Session as Session
     from .sync.client import Client as Client
     from .sync.cluster import ClusterClient as ClusterClient
+    from .sync.sentinel import SentinelClient as SentinelClient
     from .tiered_cache import TieredCache as TieredCache
     from .vector_index import Row as Row
     from .vector_index import SearchResult as SearchResult
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "aio.client": ("AsyncClient",),
     "aio.cluster": ("AsyncClusterClient",),
+    "aio.sentinel": ("AsyncSentinelClient",),
     "cache": ("CacheHit", "CacheStats", "LLMCache"),
     "caching.calibration": ("Calibration", "calibration"),
     "caching.guards": ("extractor",),
@@ -96,6 +99,7 @@ _NAMES = {
     "sessions": ("ChatSessions", "Session"),
     "sync.client": ("Client",),
     "sync.cluster": ("ClusterClient",),
+    "sync.sentinel": ("SentinelClient",),
     "tiered_cache": ("TieredCache",),
     "vector_index": ("Row", "SearchResult", "VectorIndex"),
 }

@@ -57,6 +57,12 @@ class ConnectError(ConnectionError):
     )
 
 
+class NoPrimaryError(ConnectError):
+    """No sentinel knows where the primary is, or none could be asked; nothing was sent."""
+
+    hint = "See SENTINEL MASTERS, and that service= is the name there"
+
+
 class CertificateError(ConnectError):
     """The server's certificate is not one that the client trusts, or is not for this host."""
 

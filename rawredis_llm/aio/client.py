@@ -465,7 +465,7 @@ class AsyncClient(BaseClient, AsyncRunner):
         self._check_open()
         generation = self._generation
         try:
-            connection = await connect(self._settings, deadline)
+            connection = await self._open(deadline)
         except BaseException as error:
             self._created += 1
             name = type(error).__name__ if isinstance(error, Exception) else "abandoned"
@@ -479,6 +479,9 @@ class AsyncClient(BaseClient, AsyncRunner):
             connection.retire("reauthenticated")
         self._check_open(connection)  # it may have been closed meanwhile
         return connection
+
+    async def _open(self, deadline: float) -> Connection:
+        return await connect(self._settings, deadline)
 
     def _check_open(self, connection: Connection | None = None) -> None:
         if self._closed:

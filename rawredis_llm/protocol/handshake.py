@@ -62,6 +62,7 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
     tail: Commands = [("CLIENT", "SETINFO", "LIB-NAME", "rawredis_llm")]
     tail += [("CLIENT", "SETINFO", "LIB-VER", __version__)]
     tail += [("READONLY",)] if settings.readonly else []
+    tail += [("ROLE",)] if settings.role else []
     tail += [("SELECT", settings.address.db)] if settings.address.db else []
     hello = ("HELLO", settings.protocol)
     for named in (name, ()):
@@ -83,6 +84,19 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
     for reply in replies[:1] + replies[-1:] * bool(settings.address.db):
         if isinstance(reply, ReplyError):
             raise reply
+    if settings.role:
+        _check_role(settings.role, replies[-1 - bool(settings.address.db)])
+
+
+def _check_role(wanted: str, reply: Any) -> None:
+    """Raise ConnectError unless a server is a primary, or a replica with its link, as wanted."""
+    if isinstance(reply, ReplyError):
+        raise reply
+    told = reply[0].decode()
+    if told != wanted:
+        raise errors.ConnectError(f"it is a {told}, not a {wanted}, by its own word")
+    if told == "slave" and reply[3] != b"connected":
+        raise errors.ConnectError("this replica has lost its primary")
 
 
 def _lacks_hello(refusal: ReplyError) -> bool:

@@ -35,6 +35,9 @@ PASSING: Final[tuple[type[RedisError], ...]] = (
 )
 """After these nothing was executed, and waiting helps: they are tried until the deadline."""
 
+_LASTING: Final = (errors.CertificateError, errors.NoPrimaryError)
+"""Failures to connect that do not pass, or were waited for already."""
+
 READS: Final = frozenset(
     """
     BITCOUNT BITFIELD_RO BITPOS DBSIZE DUMP ECHO EVALSHA_RO EVAL_RO EXISTS EXPIRETIME FCALL_RO
@@ -96,7 +99,7 @@ class Retry(_Figures):
             again = idempotent or reads(what)
         else:  # a ReadOnlyError is a refusal: here it did not run, and the primary is elsewhere
             unsent = isinstance(failure, (errors.ConnectError, errors.ReadOnlyError))
-            again = passes or (unsent and not isinstance(failure, errors.CertificateError))
+            again = passes or (unsent and not isinstance(failure, _LASTING))
         if not again:
             return None
         import random  # noqa: PLC0415 - 1 ms that nobody needs until something fails
@@ -144,7 +147,8 @@ def refusal(reply: Any, what: Sent) -> ReplyError | None:
         return None
     refusals = [one for one in reply if isinstance(one, ReplyError)]
     if what.atomic and isinstance(reply[-1], errors.ExecAbortError):
-        return next((one for one in refusals if isinstance(one, PASSING)), None)
+        passing = (*PASSING, errors.ReadOnlyError)
+        return next((one for one in refusals if isinstance(one, passing)), None)
     same = len(refusals) == len(reply) and len(set(map(type, refusals))) == 1
     return refusals[0] if same else None
 

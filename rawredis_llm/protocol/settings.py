@@ -67,6 +67,7 @@ class _Given(NamedTuple):
     pushes: PushQueue | None
     observer: Observer | None
     readonly: bool = False  # a replica is to answer reads, of a cluster
+    role: str = ""  # as which the server has to be known to itself: master or slave
 
 
 class Settings(_Given):

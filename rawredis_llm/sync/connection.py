@@ -66,9 +66,7 @@ class Connection:
 
     def __init__(self, settings: Settings) -> None:
         self._sock: socket.socket | None = None  # first, for an interrupt of what follows
-        self._settings = settings
-        self._address = str(settings.address)
-        self._tls = settings.address.tls
+        self._lead_to(settings)
         self._proves = self._greeted = False
         self.dirty = True
         self.received = 0
@@ -77,6 +75,11 @@ class Connection:
         self.idle_since = 0.0
         self.refusals: list[ReplyError] = []
         self.retired = self.ended = ""
+
+    def _lead_to(self, settings: Settings) -> None:
+        self._settings = settings
+        self._address = str(settings.address)
+        self._tls = settings.address.tls
 
     def __del__(self) -> None:
         # A connection that an interrupt took from its owner closes here; the pool counts by

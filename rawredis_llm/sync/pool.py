@@ -202,10 +202,13 @@ class Pool:
                 self._wait_time += monotonic() - began
 
     def _new(self) -> Connection:
-        connection = Connection(self._settings)
+        connection = self._make()
         self._live.add(connection)
         self._created += 1
         return connection
+
+    def _make(self) -> Connection:
+        return Connection(self._settings)
 
     def _leave(self, waiter: _Waiter) -> None:
         """Leave the queue; give back what was handed over in the last moment."""
