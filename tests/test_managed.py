@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trustme
 
@@ -42,6 +43,7 @@ from rawredis_llm import (
 )
 from rawredis_llm.latency.live import Sample, block, sample
 from rawredis_llm.protocol.commands import as_mapping, get
+from rawredis_llm.search.aggregate import count, group_by, load, sort_by
 from tls import TlsProxy
 
 WITHHELD = """ACL BGREWRITEAOF BGSAVE CLIENT CLUSTER COMMAND CONFIG DEBUG FAILOVER FLUSHALL FLUSHDB
@@ -169,6 +171,17 @@ def test_a_name_is_given_and_no_database_is_selected(
         assert b"select" not in refused(owner)
     with pytest.raises(ValueError, match="SELECT"):
         redis.do(client.call("SELECT", 0))
+
+
+def test_what_is_withheld_is_an_error_that_says_so(
+    redis: Redis, client: Any, place: dict[str, Any], owner: Client
+) -> None:
+    kind = errors.NoPermissionError if "username" in place else errors.ReplyError
+    for call in (("CONFIG", "GET", "save"), ("KEYS", "*"), ("FLUSHALL",)):
+        with pytest.raises(kind) as caught:
+            redis.do(client.call(*call))
+        assert type(caught.value) is kind
+    owner.call("ACL", "LOG", "RESET")
 
 
 def test_a_profile_says_what_was_withheld(redis: Redis, client: Any) -> None:
@@ -300,6 +313,20 @@ def test_an_index_and_its_retriever(redis: Redis, client: Any) -> None:
         retriever = Retriever(index, EMBEDDER, k=1, search_type=kind)
         assert run(retriever.retrieve(TEXTS[1]))[0].id == "b"
     assert run(index.delete_where(paris)) == 1
+    by_city = run(index.aggregate(group_by("city", trips=count()), sort_by("city")))
+    assert by_city.rows == [{"city": "Lisbon", "trips": 1}, {"city": "Rome", "trips": 1}]
+    run(index.drop(delete_documents=True))
+    assert run(index.exists()) is False
+
+
+@pytest.mark.parametrize("place", ["user"], indirect=True)
+def test_an_index_that_is_read_by_cursors(redis: Redis, client: Any) -> None:
+    index, number = trips(client), 1100
+    redis.do(index.create())
+    vectors = np.random.default_rng(5).random((number, 64), np.float32)
+    redis.do(index.load([str(i) for i in range(number)], vectors))
+    assert len({row.id for row in every(redis, index.scan())}) == number
+    assert len(redis.do(index.aggregate(load("__key"))).rows) == number
 
 
 def test_histories_and_sessions(redis: Redis, client: Any) -> None:
