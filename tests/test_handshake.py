@@ -112,6 +112,17 @@ def test_a_server_may_refuse_to_be_told_what_we_are(redis: Redis, refusal: bytes
 
 
 @pytest.mark.parametrize("password", [None, "pw"])
+def test_a_server_that_quotes_the_name_with_hello_lacks_hello(
+    redis: Redis, password: str | None
+) -> None:
+    quoting = NO_HELLO.replace(b"'3' ", b"'3' 'SETNAME' 'me' ")
+    with Fake(refusing("HELLO", quoting)) as fake:
+        client = redis.connect(url=fake.url, client_name="me", password=password)
+        assert redis.do(client.call("GET", "k")) == b"OK"
+        assert (fake.sent("HELLO"), fake.lines.count("CLIENT SETNAME me")) == (1, 1)
+
+
+@pytest.mark.parametrize("password", [None, "pw"])
 def test_a_server_that_takes_no_names_is_told_none(redis: Redis, password: str | None) -> None:
     refusal = b"-ERR Syntax error in HELLO option 'setname'\r\n"
     with Fake(lambda _, line: refusal if "SETNAME" in line else polite(line)) as fake:
