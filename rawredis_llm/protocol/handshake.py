@@ -68,8 +68,9 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
             replies = yield [(*hello, *named), *tail]
         else:
             replies = yield [(*hello, "AUTH", user, login.password.reveal(), *named), *tail]
-        if not (named and _takes_no_name(replies[0])):
-            break
+        refusal = replies[0]
+        if not (named and isinstance(refusal, ReplyError) and "SETNAME" in refusal.message.upper()):
+            break  # else it takes no names: the same without
     if isinstance(replies[0], ReplyError) and _lacks_hello(replies[0]):
         tail = [("CLIENT", *name), *tail] if name else tail
         if login.password is None:
@@ -81,12 +82,6 @@ def greet(settings: Settings, login: Login) -> Generator[Commands, list[Any], No
     for reply in replies[:1] + replies[-1:] * bool(settings.address.db):
         if isinstance(reply, ReplyError):
             raise reply
-
-
-def _takes_no_name(reply: Any) -> bool:
-    # Who does not know HELLO quotes all that came with it.
-    refused = isinstance(reply, ReplyError) and not _lacks_hello(reply)
-    return refused and "SETNAME" in reply.message.upper()
 
 
 def _lacks_hello(refusal: ReplyError) -> bool:
