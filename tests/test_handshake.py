@@ -112,6 +112,17 @@ def test_a_server_may_refuse_to_be_told_what_we_are(redis: Redis, refusal: bytes
 
 
 @pytest.mark.parametrize("password", [None, "pw"])
+def test_a_server_that_quotes_the_name_with_hello_lacks_hello(
+    redis: Redis, password: str | None
+) -> None:
+    quoting = NO_HELLO.replace(b"'3' ", b"'3' 'SETNAME' 'me' ")
+    with Fake(refusing("HELLO", quoting)) as fake:
+        client = redis.connect(url=fake.url, client_name="me", password=password)
+        assert redis.do(client.call("GET", "k")) == b"OK"
+        assert (fake.sent("HELLO"), fake.lines.count("CLIENT SETNAME me")) == (1, 1)
+
+
+@pytest.mark.parametrize("password", [None, "pw"])
 def test_a_server_that_takes_no_names_is_told_none(redis: Redis, password: str | None) -> None:
     refusal = b"-ERR Syntax error in HELLO option 'setname'\r\n"
     with Fake(lambda _, line: refusal if "SETNAME" in line else polite(line)) as fake:
@@ -457,27 +468,34 @@ SAYS = b"*10\r\n+server\r\n+%s\r\n+version\r\n+8.4.0\r\n+proto\r\n:2\r\n+mode\r\
 LISTS = b"+modules\r\n*%d\r\n" + b"*4\r\n+name\r\n+%s\r\n+ver\r\n:%d\r\n" * 2
 
 
+def told(name: str, search: int, abilities: str) -> ServerInfo:
+    """Return what is known of a server that may have said no more than its name."""
+    can = (one in abilities.split() for one in ("coordinator", "hybrid", "json"))
+    version, mode = ("8.4.0", "standalone") if name else ("", "")
+    return ServerInfo(name, version, 2, mode, search, *can)
+
+
 @pytest.mark.parametrize("refusal", REFUSALS)
 @pytest.mark.parametrize(
     ("hello", "expected"),
     [
         (
             SAYS % b"redis" + LISTS % (2, b"search", 80400, b"ReJSON", 80400),
-            ServerInfo("redis", "8.4.0", 2, "standalone", 80400, True, True, True),
+            told("redis", 80400, "coordinator hybrid json"),
         ),
         (
             SAYS % b"redis" + LISTS % (2, b"search", 21005, b"bf", 20803),
-            ServerInfo("redis", "8.4.0", 2, "standalone", 21005, False, False, False),
+            told("redis", 21005, ""),
         ),
         (  # an engine of another kind, with versions of its own
             SAYS % b"valkey" + LISTS % (2, b"search", 131072, b"json", 65536),
-            ServerInfo("valkey", "8.4.0", 2, "standalone", 131072, False, False, True),
+            told("valkey", 131072, "json"),
         ),
         (  # of what it can do nothing is said: then the server itself will
             SAYS % b"redis" + b"+modules\r\n*0\r\n",
-            ServerInfo("redis", "8.4.0", 2, "standalone", 0, False, False, True),
+            told("redis", 0, "json"),
         ),
-        (None, ServerInfo("", "", 2, "", 0, False, False, True)),
+        (None, told("", 0, "json")),
     ],
 )
 def test_where_little_is_told_the_rest_is_taken_from_the_greeting(

@@ -109,7 +109,7 @@ def ensure_index(name: str, prefixes: Sequence[str], schema: Schema) -> Op[bool]
     """
     try:
         yield from create_index(name, prefixes, schema)
-    except (IndexExistsError, NoPermissionError) as error:
+    except _NOT_OURS as error:
         try:
             there = yield from info(name)
         except IndexNotFoundError:
@@ -139,10 +139,14 @@ def write_indexed(
     """
     again = create_index(name, prefixes, schema)
     created, written = yield from together([again, steps_of(write)], raise_errors=False)
-    forgiven = (IndexExistsError, NoPermissionError)
-    for outcome, harmless in ((created, forgiven), (written, ())):
-        if isinstance(outcome, Exception) and not isinstance(outcome, harmless):
-            raise outcome
+    if isinstance(created, Exception) and not isinstance(created, _NOT_OURS):
+        raise created
+    if isinstance(written, Exception):
+        raise written
+
+
+# Why FT.CREATE fails where there is an index, or somebody else is to create it.
+_NOT_OURS: Final = (IndexExistsError, NoPermissionError)
 
 
 def drop_index(name: str, *, documents: bool = False) -> Command[bytes]:
