@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .protocol.pubsub import ChannelMessage as ChannelMessage
     from .protocol.retry import Retry as Retry
     from .protocol.script import Script as Script
+    from .protocol.tracking import NearCache as NearCache
     from .retriever import Document as Document
     from .retriever import Retriever as Retriever
     from .router import Route as Route
@@ -88,6 +89,7 @@ _NAMES = {
     "protocol.pubsub": ("ChannelMessage",),
     "protocol.retry": ("Retry",),
     "protocol.script": ("Script",),
+    "protocol.tracking": ("NearCache",),
     "retriever": ("Document", "Retriever"),
     "router": ("Route", "Routing", "SemanticRouter"),
     "search.fields": ("Geo", "GeoShape", "Numeric", "Tag", "Text"),

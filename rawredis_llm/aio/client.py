@@ -51,6 +51,8 @@ from .pubsub import Subscription
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .near import Tracked
+
 __all__ = ["AsyncClient"]
 
 T = TypeVar("T")
@@ -81,8 +83,14 @@ class AsyncClient(BaseClient, AsyncRunner):
     Commands that wait in the server (BLPOP, XREAD BLOCK, WAIT, ...) have sockets of their own.
     """
 
+    _near: Tracked | None
+
     def _start(self) -> None:
         self._closed = False
+        if self._settings.near is not None:
+            from .near import Tracked  # noqa: PLC0415 - most need none
+
+            self._near = Tracked(self._settings.near, self._settings)
         self._ages = self._settings.idle_timeout != math.inf
         self._reset()
         _clients.add(self)
@@ -113,6 +121,8 @@ class AsyncClient(BaseClient, AsyncRunner):
             await self._shut()
 
     async def _shut(self) -> None:
+        if self._near is not None:
+            await self._near.close()
         self._closed = True
         self._connection = None
         here = asyncio.get_running_loop()
@@ -280,9 +290,42 @@ class AsyncClient(BaseClient, AsyncRunner):
         idempotent: bool = False,  # noqa: FBT001, FBT002 - by position, as it is every call's way
     ) -> Any:
         began = monotonic() if self._observer is not None else 0.0
+        near = self._near
+        if near is not None:
+            if near.loop is asyncio.get_running_loop():
+                held = near.find(args, monotonic())
+                if held is not None:
+                    return held.reply
+            if near.holds(args):
+                return await self._hold(args, began, limit)
         waits = vet(args)
         portions = [(encode(args), 1)]
-        [reply] = await self._exchange(portions, args, began, waits, limit, idempotent=idempotent)
+        try:
+            exchange = self._exchange(portions, args, began, waits, limit, idempotent=idempotent)
+            [reply] = await exchange
+        finally:
+            if near is not None:
+                near.wrote(args)
+        if isinstance(reply, ReplyError):
+            raise errors.reply_error(reply.message, command_name(args), reply.address)
+        return reply
+
+    async def _hold(self, args: Sequence[Any], began: float, limit: float | None) -> Any:
+        """Send a command that reads, and hold its reply if nothing changed meanwhile."""
+        near = self._near
+        assert near is not None
+        limit = self._timeout if limit is None else limit
+        start = monotonic()
+        here = await near.begin_tracking(limit)
+        limit = max(limit - (monotonic() - start), 0)
+        ticket = near.begin(args) if here else None
+        reply: Any = NotImplemented
+        try:
+            portions = [(encode(args), 1)]
+            [reply] = await self._exchange(portions, args, began, 0.0, limit, idempotent=True)
+        finally:
+            if ticket is not None:
+                near.end(ticket, reply, monotonic())
         if isinstance(reply, ReplyError):
             raise errors.reply_error(reply.message, command_name(args), reply.address)
         return reply
@@ -294,9 +337,14 @@ class AsyncClient(BaseClient, AsyncRunner):
         portions = batch.encode()
         if not portions:
             return batch.result([])
-        return batch.result(
-            await self._exchange(portions, batch, began, batch.waits, limit, idempotent=idempotent)
-        )
+        try:
+            waits = batch.waits
+            exchange = self._exchange(portions, batch, began, waits, limit, idempotent=idempotent)
+            replies = await exchange
+        finally:
+            if self._near is not None:
+                self._near.wrote(batch)
+        return batch.result(replies)
 
     async def _exchange(
         self,
@@ -556,6 +604,8 @@ class _Leased(AsyncClient):
     def __init__(self, owner: AsyncClient, connection: Connection, deadline: float) -> None:
         vars(self).update(vars(owner), _connection=connection, _retry=Retry(attempts=1))
         self._ages = False
+        self._near = None  # what is watched has to be read
+        self._written_to = owner._near  # noqa: SLF001 - the same class
         self._until = deadline
         self.reads, self.pending = True, False
 
@@ -575,7 +625,11 @@ class _Leased(AsyncClient):
         limit = min(limit, self._until - asyncio.get_running_loop().time())
         if limit <= 0:
             raise errors.ConnectTimeoutError("the time was up before it was sent")
-        return await super()._exchange(portions, what, began, 0.0, limit, idempotent=idempotent)
+        try:
+            return await super()._exchange(portions, what, began, 0.0, limit, idempotent=idempotent)
+        finally:
+            if self._written_to is not None:
+                self._written_to.wrote(what)
 
     async def _reconnect(self, loop: Any, deadline: float) -> Connection:  # noqa: ARG002 - it is lost
         raise errors.ConnectError("the connection that watched the keys was lost")

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+    from .tracking import Near, NearCache, NearFigures
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -111,6 +113,7 @@ class BaseClient:
         integrity: str | None = None,
         on_push: Callable[[list[Any] | None], object] | None = None,
         observer: Observer | None = None,
+        near_cache: NearCache | bool | None = None,
     ) -> None:
         """Check the parameters; nothing is sent. Options in the URL count before them.
 
@@ -130,6 +133,10 @@ class BaseClient:
         proves that all before it belong to this call; it costs one more command for each write.
         `on_push(push)` is given what the server says unasked, a list, or None when some were lost;
         `observer` is told of each exchange.
+
+        `near_cache` (True, or a `NearCache` that says how much, and of which keys) holds replies of
+        simple reads in this process until the server says that their keys changed; they are never
+        more than 2 seconds behind, and a hit sends nothing, nor is it told to an observer.
 
         Raises ValueError or TypeError naming the parameter that is wrong.
         """
@@ -161,6 +168,7 @@ class BaseClient:
         self._observers = [] if self._settings.observer is None else [self._settings.observer]
         self._observer = self._settings.observer
         self._info: ServerInfo | None = None
+        self._near: Near | None = None
         self._farewells: list[Callable[[], Sequence[Member]]] = []
         self._start()
 
@@ -307,6 +315,11 @@ class BaseClient:
         failed or was left.
         """
         return self._relay(find, produce, own, keep, pace)
+
+    @property
+    def near_cache(self) -> NearFigures | None:
+        """What the near cache holds, and how often it had an answer; None without one."""
+        return None if self._near is None else self._near.figures
 
     @property
     def place(self) -> tuple[Any, ...]:

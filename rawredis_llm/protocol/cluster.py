@@ -76,6 +76,8 @@ class BaseCluster(BaseClient):
         failure: Exception | None = None
         try:
             self._given = _checked(given, read_from, search)
+            if options.get("near_cache"):
+                raise ValueError("near_cache: a cluster's client has none yet")
             super().__init__(given[0], **options)
         except (TypeError, ValueError) as error:
             failure = error.with_traceback(None)

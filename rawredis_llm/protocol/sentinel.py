@@ -84,6 +84,8 @@ class BaseSentinel(BaseClient):
         failure: Exception | None = None
         try:
             self._given = _checked(given, service, login, replica=replica)
+            if options.get("near_cache"):
+                raise ValueError("near_cache: the sentinels' client has none yet")
             super().__init__(_without_login(given[0]), **options)
         except (TypeError, ValueError) as error:
             failure = error.with_traceback(None)

@@ -20,6 +20,8 @@ from .retry import Retry
 if TYPE_CHECKING:
     from ssl import SSLContext
 
+    from .tracking import NearCache
+
 
 class ConnectionFigures(NamedTuple):
     """A client's connections: those there are, and what happened so far.
@@ -67,6 +69,7 @@ class _Given(NamedTuple):
     pushes: PushQueue | None
     observer: Observer | None
     readonly: bool = False  # a replica is to answer reads, of a cluster
+    near: NearCache | None = None
     role: str = ""  # as which the server has to be known to itself: master or slave
 
 
@@ -155,7 +158,20 @@ def make_settings(given: dict[str, Any]) -> Settings:
         ssl_context=given["ssl_context"],
         pushes=None if on_push is None else PushQueue(on_push),
         observer=observer,
+        near=_near(given["near_cache"], options),
     )
+
+
+def _near(given: Any, options: dict[str, Any]) -> NearCache | None:
+    if given is None or given is False:
+        return None
+    from .tracking import NearCache  # noqa: PLC0415 - most need none
+
+    if given is not True and not isinstance(given, NearCache):
+        raise TypeError(f"near_cache must be True or a NearCache, not {type(given).__name__}")
+    if options["protocol"] == 2:
+        raise ValueError("near_cache needs RESP3, over which the server says what changes")
+    return NearCache() if given is True else given
 
 
 def _with_login(address: Address, given: dict[str, Any]) -> Address:

@@ -44,6 +44,8 @@ from .pubsub import Subscription
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from .near import Tracked
+
 __all__ = ["Client"]
 
 T = TypeVar("T")
@@ -53,9 +55,14 @@ class Client(BaseClient, Runner):
     """A Redis client for any number of threads. Creating one does no I/O."""
 
     _pool: Pool
+    _near: Tracked | None
 
     def _start(self) -> None:
         self._pool = Pool(self._settings)
+        if self._settings.near is not None:
+            from .near import Tracked  # noqa: PLC0415 - most need none
+
+            self._near = Tracked(self._settings.near, self._settings)
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +82,8 @@ class Client(BaseClient, Runner):
             self._shut()
 
     def _shut(self) -> None:
+        if self._near is not None:
+            self._near.close()
         self._pool.close()
 
     def run(self, op: Runnable[T]) -> T:
@@ -219,9 +228,35 @@ class Client(BaseClient, Runner):
         idempotent: bool = False,  # noqa: FBT001, FBT002 - by position, as it is every call's way
     ) -> Any:
         start = monotonic()
+        if self._near is not None:
+            held = self._near.find(args, start)
+            if held is not None:
+                return held.reply
+            if self._near.holds(args):
+                return self._hold(args, start, limit)
         waits = vet(args)
         limit = self._timeout + waits if limit is None else limit
-        reply = self._exchange(args, encode(args), start, start + limit, idempotent)
+        try:
+            reply = self._exchange(args, encode(args), start, start + limit, idempotent)
+        finally:
+            if self._near is not None:
+                self._near.wrote(args)
+        if isinstance(reply, ReplyError):
+            raise reply_error(reply.message, command_name(args), reply.address)
+        return reply
+
+    def _hold(self, args: Sequence[Any], start: float, limit: float | None) -> Any:
+        """Send a command that reads, and hold its reply if nothing changed meanwhile."""
+        near = self._near
+        assert near is not None
+        deadline = start + (self._timeout if limit is None else limit)
+        near.begin_tracking(deadline - monotonic())
+        ticket = near.begin(args)
+        reply: Any = NotImplemented
+        try:
+            reply = self._exchange(args, encode(args), start, deadline, idempotent=True)
+        finally:
+            near.end(ticket, reply, monotonic())
         if isinstance(reply, ReplyError):
             raise reply_error(reply.message, command_name(args), reply.address)
         return reply
@@ -234,7 +269,12 @@ class Client(BaseClient, Runner):
         if not portions:
             return batch.result([])
         limit = self._timeout + batch.waits if limit is None else limit
-        return batch.result(self._exchange(batch, portions, start, start + limit, idempotent))
+        try:
+            replies = self._exchange(batch, portions, start, start + limit, idempotent)
+        finally:
+            if self._near is not None:
+                self._near.wrote(batch)
+        return batch.result(replies)
 
     def _exchange(  # noqa: PLR0912 - every call comes this way, and would pay for a function more
         self,
@@ -342,6 +382,8 @@ class _Leased(Client):
     def __init__(self, owner: Client, connection: Connection, deadline: float) -> None:
         vars(self).update(vars(owner), _pool=_Lease(connection), _retry=Retry(attempts=1))
         self._pushes = None  # their handler may want a connection, and this may be the only one
+        self._near = None  # what is watched has to be read
+        self._written_to = owner._near  # noqa: SLF001 - the same class
         self._until = deadline
         self.reads, self.pending = True, False
 
@@ -358,7 +400,11 @@ class _Leased(Client):
         deadline = min(deadline, self._until)
         if deadline <= monotonic():
             raise ConnectTimeoutError("the time was up before it was sent")
-        return super()._exchange(what, data, start, deadline, idempotent)
+        try:
+            return super()._exchange(what, data, start, deadline, idempotent)
+        finally:
+            if self._written_to is not None:
+                self._written_to.wrote(what)
 
 
 class _Lease(Pool):
