@@ -134,7 +134,7 @@ def counted(replies: list[Any]) -> Any:
     if not full:
         return _warned(replies) if mapped else replies[0]
     if not mapped:
-        total = sum(int(count) for _, [[_, count]] in full)
+        total = sum(int(count) for _, [_, count] in full)
         return [1, [full[0][1][0], b"%d" % total]]
     rows = [row for reply in full for row in reply[b"results"]]
     total = sum(int(count) for row in rows for count in row[b"extra_attributes"].values())
