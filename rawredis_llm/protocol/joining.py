@@ -1,7 +1,7 @@
 """What the nodes of a cluster said to one FT.* command, made one reply: see `scattered`.
 
 Every function takes the replies of all nodes, none of them an error, and may take them apart. A
-shape that is not known raises KeyError, IndexError, TypeError or ValueError.
+shape that is not known raises AttributeError, LookupError, TypeError or ValueError.
 
 Must not import another ring.
 """
@@ -42,7 +42,7 @@ def asked_name(name: bytes) -> bytes:
 @cache
 def _tags() -> dict[int, bytes]:
     """Return a tag for each slot. Five of these letters are enough to meet all (0.02 s, once)."""
-    few, many = b"hijklmno", b"HIJKLMNOhijklmno"  # by which the checksum takes each value 4 times
+    few, many = b"hijklmno", b"HIJKLMNOhijklmno"  # 16 bits, by which the checksum meets each slot
     tags = map(bytes, product(few, many, few, few, few))
     start = crc_hqx(b"~", 0)
     return {crc_hqx(tag, start) % SLOTS: tag for tag in tags}

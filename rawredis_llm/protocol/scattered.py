@@ -65,14 +65,18 @@ class Scattered:
         self._join = join
 
     def args_for(self, slot: int) -> tuple[Any, ...]:
-        """Return the arguments for the node that serves `slot`: any one of its slots, always it."""
+        """Return the arguments for the node that serves `slot`.
+
+        Of a node's slots always the same one: it is in the name that the node's index has.
+        """
         names = (local_name(name, slot) for name in self._names)
         return (self._args[0], *names, *self._args[1 + len(self._names) :])
 
-    def join(self, replies: list[Any], protocol: int | None = None) -> Any:  # noqa: ARG002 - the replies' own types tell
+    def join(self, replies: list[Any], protocol: int | None = None) -> Any:  # noqa: ARG002 - see below
         """Return the one reply; a ReplyError (not raised) if that is what any node said.
 
-        Rows are moved out of `replies`. Raises UnexpectedReplyError for a shape that is not known,
+        Whether they are RESP2's or RESP3's is seen by their types, so `protocol` need not be
+        given. They are taken apart. Raises UnexpectedReplyError for a shape that is not known,
         and IndexMismatchError where the nodes have different indexes under this name (FT.INFO).
         """
         if len(replies) != self._nodes:
