@@ -127,12 +127,12 @@ class _Listener:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._frames: deque[Any] = deque()
-        self._came = asyncio.Event()
+        self._came: asyncio.Future[None] = connection.loop.create_future()
         connection.listener = self._listen
 
     def _listen(self, frame: Any) -> None:
         self._frames.append(frame)
-        self._came.set()
+        _done(self._came)
 
     async def listen(self, owner: weakref.ref[Tracked]) -> None:
         """Take what comes, and ask once in a while whether all has come."""
@@ -145,9 +145,9 @@ class _Listener:
                 asked, waiting = now, True
             elif waiting and now >= asked + BEAT:
                 return  # it has fallen silent
-            with suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._came.wait(), asked + BEAT - now)
-            self._came.clear()
+            # Not wait_for(), which before Python 3.12 loses a cancellation that comes with a frame.
+            await asyncio.wait([self._came], timeout=asked + BEAT - now)
+            self._came = self._connection.loop.create_future()
             near = owner()
             if near is None:
                 return
