@@ -29,9 +29,10 @@ from ..protocol.keyed import one_slot
 from ..protocol.observing import moved, reached, tell
 from ..protocol.operation import Batch, Op, members_of, reading
 from ..protocol.resp import Portions, encode
-from ..protocol.routing import LOOK, Exchange, Outcome, Steps
+from ..protocol.routing import LOOK, Exchange
 from ..protocol.settings import ConnectionFigures, Settings
 from ..protocol.slots import slot_map
+from ..protocol.units import Outcome, Steps
 from ..protocol.vetting import command_name, vet
 from .client import AsyncClient
 from .connection import Connection, Loop, left

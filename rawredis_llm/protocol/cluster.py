@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WHO: Final = ("CLUSTER", "SLOTS")
 PATIENCE: Final = 1.0  # seconds for one node to say who serves what
 _LEAST: Final = 0.1  # seconds between two looks at the map, and up to as many more
-_SEARCHES: Final = (None, "coordinator", "one-slot")
+_SEARCHES: Final = (None, "coordinator", "one-slot", "per-node")
 
 
 class _Given(NamedTuple):
@@ -65,8 +65,9 @@ class BaseCluster(BaseClient):
 
         `search` says how FT.* commands are run. None (default) sends them to any node of a search
         engine with a coordinator (Redis 8), and refuses them without one (UnsupportedError), as
-        one node knows only its own documents; "coordinator" does not ask which it is. "one-slot"
-        is for engines without: an index and its documents share a `{tag}`.
+        one node knows only its own documents; "coordinator" does not ask which it is. For engines
+        without there are "per-node", an index on each node, all of which are asked and their
+        replies joined, and "one-slot", where an index and its documents share a `{tag}`.
 
         `options` are those of `Client`; `max_connections` counts for each node.
 

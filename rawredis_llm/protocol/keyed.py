@@ -54,16 +54,15 @@ KEYLESS: Final = frozenset(
     RANDOMKEY REPLICAOF ROLE SAVE SCAN SCRIPT SHUTDOWN SLAVEOF SLOWLOG SWAPDB TIME WAIT WAITAOF
     """.split()  # noqa: SIM905 - a list to read
 )
-_SEARCH: Final = "FT."
 
 
 def keys_of(args: Sequence[Any]) -> Sequence[Any]:
-    """Return a command's keys as they were given; of FT.* it has none.
+    """Return a command's keys as they were given; FT.* has none (but FT.SUG*).
 
     A command that is malformed is said to have none, too: the server says what is wrong with it.
     """
     name = command_name(args)
-    if name in KEYLESS or name.startswith(_SEARCH):
+    if name in KEYLESS or (name.startswith("FT.") and not name.startswith("FT.SUG")):
         return ()
     if name in _RANGES:
         first, last, step = _RANGES[name]
@@ -112,7 +111,7 @@ def single(name: str | bytes) -> bool:
         return SINGLE[name]
     word = command_name((name,))
     several = KEYLESS | _RANGES.keys() | _COUNTED.keys() | {"XREAD", "XREADGROUP", "MEMORY"}
-    found = word not in several and not word.startswith(_SEARCH)
+    found = word not in several and not word.startswith("FT.")
     if len(word) < 32 and len(SINGLE) < 1000:
         SINGLE[name] = found
     return found

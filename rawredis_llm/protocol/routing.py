@@ -26,16 +26,18 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final
 
 from .. import errors
 from ..errors import RedisError, ReplyError
 from .keyed import keys_of, one_slot, slots_of
-from .operation import Batch, Command, Ready, Sent, name_of
-from .resp import PORTION, Portions, encode, key_bytes
-from .retry import PASSING, READS, Retry, may_be_a_scripts
+from .operation import Batch, Command, Sent, name_of
+from .resp import encode, key_bytes
+from .retry import PASSING, Retry
 from .routes import Routes
+from .scattered import scatter
 from .slots import key_slot, node_name, split_node
+from .units import ELSEWHERE, REDIRECTED, Item, Outcome, Part, Steps, Unit
 from .vetting import command_name, vet
 
 LOOK: Final = "look"  # see above
@@ -57,141 +59,6 @@ _PARTIAL: Final = (
     ' and say nothing of the others. Choose search="per-node", which asks every node, or'
     ' search="one-slot", by which an index and its documents share a {tag} and so a node'
 )
-
-
-class Unit:
-    """What goes to one node as one: a command, or a transaction from MULTI to EXEC.
-
-    It goes to who serves its `slot`; None: to any primary. It is `loose` if it has no key, whatever
-    slot it was given. `replies` are None until it is settled.
-    """
-
-    __slots__ = (
-        "asking",
-        "commands",
-        "data",
-        "first",
-        "home",
-        "loose",
-        "reads",
-        "replies",
-        "slot",
-        "source",
-        "why",
-    )
-
-    def __init__(
-        self,
-        commands: Sequence[Sequence[Any]],
-        slot: int | None = None,
-        *,
-        loose: bool = False,
-        data: bytes | None = None,
-    ) -> None:
-        self.commands = commands
-        self.slot = slot
-        self.loose = loose or slot is None
-        self.asking = ""  # the node that is to be asked, once, although the slot is another's
-        self.home = False  # to the primary, whatever it does
-        self.why: RedisError | None = None  # it is to be sent again
-        self.data = b"".join(map(encode, commands)) if data is None else data
-        self.reads = all(command_name(args) in READS or args[0] in _FRAME for args in commands)
-        self.replies: list[Any] | None = None
-        self.source: Any = None  # of the script that it runs: an `Evaluation`
-        self.first = False
-
-    @property
-    def executes(self) -> bool:
-        """Whether it is a transaction."""
-        return len(self.commands) > 1
-
-    def refusal(self, replies: list[Any]) -> ReplyError | None:
-        """Return the error by which the node refused it: nothing of it ran."""
-        last = replies[-1]
-        if not isinstance(last, ReplyError):
-            return None
-        if self.executes:  # EXECABORT says only that one was refused; that one says why
-            refusals = (one for one in replies if isinstance(one, ReplyError))
-            return next((one for one in refusals if isinstance(one, _ELSEWHERE)), last)
-        return None if may_be_a_scripts(last, self.commands[0]) else last
-
-
-_FRAME: Final = ("MULTI", "EXEC")
-_REDIRECTED: Final[tuple[type[RedisError], ...]] = (errors.MovedError, errors.AskError)
-_ELSEWHERE: Final[tuple[type[RedisError], ...]] = (*_REDIRECTED, *PASSING, errors.ReadOnlyError)
-"""Refusals after which a unit is sent again, to another node or later."""
-
-
-class Part(NamedTuple):
-    """What one node is sent at once."""
-
-    node: str
-    units: list[Unit]
-
-    def ready(self) -> Batch:
-        """Return it as a batch whose bytes are made."""
-        commands = [
-            args
-            for unit in self.units
-            for args in ((_ASKING, *unit.commands) if unit.asking else unit.commands)
-        ]
-        names = [command_name(args) for args in commands]
-        return Ready(self._portions(), names, lambda: map(tuple, commands))
-
-    def _portions(self) -> Portions:
-        """Return the bytes, in portions of about 1 MiB.
-
-        The first run of each script brings its source along, and the node has it for the others.
-        """
-        found: Portions = []
-        pieces: list[bytes] = []
-        size = width = 0
-        seen: set[Any] = set()
-        for unit in self.units:
-            data = unit.data
-            if unit.source is not None and unit.source.source not in seen:
-                seen.add(unit.source.source)
-                data = encode(unit.source.in_full)
-            if unit.asking:
-                pieces.append(_ASKING_DATA)
-                width += 1
-            pieces.append(data)
-            width += len(unit.commands)
-            size += len(data)
-            if size > PORTION:
-                found.append((b"".join(pieces), width))
-                pieces.clear()
-                size = width = 0
-        if pieces:
-            found.append((b"".join(pieces), width))
-        return found
-
-
-_ASKING: Final = ("ASKING",)
-_ASKING_DATA: Final = encode(_ASKING)
-Outcome: TypeAlias = "list[Any] | RedisError"
-Steps: TypeAlias = Generator["list[Part] | float | str", Any, list[Any]]
-
-
-class Item(NamedTuple):
-    """A command of the caller's: the units it was taken apart into, and what joins the replies."""
-
-    units: list[Unit]
-    join: Callable[[list[Any]], Any] | None = None
-    last: bool = False  # it is the last node that SCAN comes to
-
-    def ends(self) -> bool:
-        """Return whether SCAN has come to its end."""
-        reply = (self.units[0].replies or [None])[0]
-        return isinstance(reply, list) and reply[0] == b"0"
-
-    def replies(self) -> list[Any]:
-        """Return its reply (those of a transaction) once all its units are settled."""
-        if self.join is None:
-            return self.units[0].replies or []
-        replies = [unit.replies[0] for unit in self.units if unit.replies is not None]
-        failed = next((reply for reply in replies if isinstance(reply, ReplyError)), None)
-        return [self.join(replies) if failed is None else failed]
 
 
 class Exchange:
@@ -243,7 +110,7 @@ class Exchange:
         data = encode(args)
         name = command_name(args)
         routes = self._routes
-        if name.startswith("FT."):
+        if name.startswith("FT.") and not name.startswith("FT.SUG"):
             self._searches.append((len(self._items), args))
             self._items.append(Item([Unit([args])]))  # which may say what is wrong with it
             return
@@ -287,10 +154,13 @@ class Exchange:
             routes.coordinator = coordinates(probe.replies)
         for at, args in self._searches:
             unit = self._items[at].units[0]
-            if routes.search == "one-slot":
+            tagged = b"{" in b"".join(map(key_bytes, _index(args)))
+            if routes.search == "one-slot" or (routes.search == "per-node" and tagged):
                 _check_prefixes(args)
                 unit.slot = next(iter(slots_of(_index(args))), None)
                 unit.loose = unit.slot is None
+            elif routes.search == "per-node":
+                self._items[at] = _everywhere(routes, args)
             elif routes.search is None and routes.coordinator is False:
                 raise errors.UnsupportedError(_PARTIAL, command=command_name(args))
             elif _stays(args):  # a cursor is known to the node that opened it
@@ -364,7 +234,7 @@ class Exchange:
 
     def _pause(self, units: list[Unit], tried: int) -> Generator[float, bool, bool]:
         """Wait before the next try, until the deadline; return whether there is one."""
-        if tried < 4 and all(isinstance(unit.why, _REDIRECTED) for unit in units):
+        if tried < 4 and all(isinstance(unit.why, REDIRECTED) for unit in units):
             return True  # no more than this in a row, while nodes do not agree
         # Whatever it was, it passes, or another node takes the place of this one.
         pause = self._retry.pause(errors.TryAgainError(), (), tried, idempotent=True)
@@ -411,7 +281,7 @@ class Exchange:
             replies = outcome[at - len(unit.commands) : at]
             at -= len(unit.commands) + bool(unit.asking)
             why = unit.refusal(replies)
-            if why is None or not isinstance(why, _ELSEWHERE) or unit.slot in executed:
+            if why is None or not isinstance(why, ELSEWHERE) or unit.slot in executed:
                 executed.add(unit.slot)
                 executed.discard(None)
                 unit.replies = replies
@@ -425,14 +295,14 @@ class Exchange:
         return again, look
 
     def _retries(self, why: ReplyError) -> bool:
-        return isinstance(why, _REDIRECTED) or self._retry.attempts > 1
+        return isinstance(why, REDIRECTED) or self._retry.attempts > 1
 
     def _redirect(self, unit: Unit, why: ReplyError, asked: str) -> bool:
         """Take note of where a unit is to go now; return whether to look at the whole map."""
         if isinstance(why, errors.TryAgainError):
             return False
         unit.asking, unit.home = "", True
-        if not isinstance(why, _REDIRECTED):
+        if not isinstance(why, REDIRECTED):
             return True  # the node has no say any more, or the cluster is down
         _, slot, place = why.message.split()[:3]
         host, port = split_node(place)
@@ -559,6 +429,14 @@ def coordinates(replies: Any) -> bool | None:
     if isinstance(reply, ReplyError):
         raise reply
     return not reply or reply[0] is None or reply[0][3] == 0
+
+
+def _everywhere(routes: Routes, args: Sequence[Any]) -> Item:
+    """Have every node asked for the documents that it has, by the index of its own."""
+    homes = routes.homes()
+    asked = scatter(args, len(homes))
+    units = [Unit([asked.args_for(slot)], slot, loose=True) for slot in homes]
+    return Item(units, asked.join, judges=True)
 
 
 def _index(args: Sequence[Any]) -> Sequence[Any]:
