@@ -377,6 +377,11 @@ class LLMCache(Bound[C_co]):
         caller = partial(_caller, compute, prompt)
         return (yield from self._once(question, caller, entry, period))
 
+    def _lock(self, question: Question) -> str:
+        """Return the key of the lease, in the slot of the entry's key: one script needs both."""
+        tag = question.id if "{" in self._namespace else f"{{{question.key}}}"
+        return f"{self._namespace}:f:{tag}"
+
     def _once(
         self,
         question: Question,
@@ -400,7 +405,7 @@ class LLMCache(Bound[C_co]):
         flight = Flight(
             place=getattr(self.client, "place", None),
             key=question.key,
-            lock=f"{self._namespace}:f:{question.id}",
+            lock=self._lock(question),
             lease=lease,
             upkeep=self.upkeep,
             judge=lambda data, now: self.found(data, question, now).hit,

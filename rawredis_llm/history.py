@@ -19,6 +19,7 @@ from typing import Any, Final
 from .conversation import windowed
 from .errors import (
     ConnectError,
+    CrossSlotError,
     OutcomeUnknownError,
     PoolTimeoutError,
     ReplyError,
@@ -110,6 +111,14 @@ if ARGV[1] ~= '' then redis.call('PEXPIRE', KEYS[2], ARGV[1]) end
 return 1
 """)
 """Copies a session to one without messages."""
+
+_PASTE: Final = Script("""
+if redis.call('XLEN', KEYS[1]) > 0 then return 0 end
+if ARGV[2] ~= '' then redis.call('RESTORE', KEYS[1], 0, ARGV[2], 'REPLACE') end
+if ARGV[1] ~= '' then redis.call('PEXPIRE', KEYS[1], ARGV[1]) end
+return 1
+""")
+"""The same where they are in different slots of a cluster: of what DUMP gave (2)."""
 
 _RESTORE: Final = Script("""
 if redis.call('XLEN', KEYS[1]) > 0 then return 0 end
@@ -254,7 +263,12 @@ class ChatHistory(Bound[C_co]):
         if other.key == self.key:
             raise ValueError("to_session is this session itself")
         px = "" if self._px is None else self._px
-        if not (yield from _FORK([self.key, other.key], [px])):
+        try:
+            copied = yield from _FORK([self.key, other.key], [px])
+        except CrossSlotError:  # of a cluster
+            data = yield from Command(("DUMP", self.key))
+            copied = yield from _PASTE([other.key], [px, data or b""])
+        if not copied:
             raise ValueError(f"to_session: there is a session {to_session!r}")
         return other
 

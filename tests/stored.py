@@ -13,12 +13,14 @@ if TYPE_CHECKING:
 def keys(redis: Redis, kind: str = "x") -> list[bytes]:
     """Return the keys of one kind (x: entries, o: sources, f: flights, c: counts), sorted."""
     found = redis.do(redis.client.call("KEYS", "*"))
-    return sorted(key for key in found if re.search(rb":%b:[0-9a-f]{32}" % kind.encode(), key))
+    return sorted(
+        key for key in found if re.match(rb"[^{]*:%b:(?:[0-9a-f]{32}|{)" % kind.encode(), key)
+    )
 
 
 def leases(redis: Redis) -> list[bytes]:
     """Return the leases of computations under way."""
-    return [key for key in keys(redis, "f") if re.fullmatch(rb".*:f:[0-9a-f]{32}", key)]
+    return [key for key in keys(redis, "f") if key.endswith(b"}")]
 
 
 def entry(redis: Redis) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_after_a_cancelled_computation_the_next_goes_on_under_its_lease(
     async def main() -> Any:
         async with AsyncClient(server.url) as asyncio_client:
             cache = LLMCache(asyncio_client)
-            lock = f"llm:f:{cache.asked('p', '', None).id}"
+            lock = cache._lock(cache.asked("p", "", None))
             started = asyncio.Event()
 
             async def never() -> str:
@@ -108,7 +108,7 @@ def test_an_answer_that_asks_for_itself_is_told_so(client: Client) -> None:
 
 def test_who_waits_in_vain_for_another_thread_computes(client: Client) -> None:
     cache = LLMCache(client)
-    name = (client.place, f"llm:f:{cache.asked('p', '', None).id}")
+    name = (client.place, cache._lock(cache.asked("p", "", None)))
     flight._flights[name] = Future()  # of a thread that can neither end nor renew its lease
     try:
         assert aside(lambda: cache.get_or_compute("p", lambda: "r", lease=0.2)) == "r"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,7 +36,7 @@ COUNT = 300
 FIELDS = [Vector("v", DIM), Tag("color"), Numeric("year"), Text("words")]
 
 
-def documents() -> tuple[list[str], Any, dict[str, list[Any]]]:
+def documents() -> tuple[list[str], Any, dict[str, Any]]:
     dice = np.random.default_rng(5)
     ids = [str(number) for number in range(COUNT)]
     vectors = dice.normal(size=(COUNT, DIM)).astype(np.float32)
@@ -68,14 +70,9 @@ def alone(server: EmbeddedServer) -> Iterator[Any]:
         yield index
 
 
-def dropped(cluster: Cluster) -> None:
-    """Drop what earlier tests left: FLUSHALL does, on the primaries."""
-    cluster.flush()
-
-
 def test_search_is_refused_where_it_would_be_partial(cluster: ClusterRedis) -> None:
     index = VectorIndex(cluster.client, "docs", FIELDS, prefix="doc:")
-    with pytest.raises(errors.UnsupportedError, match="one node's documents.*per-node.*one-slot"):
+    with pytest.raises(errors.UnsupportedError, match=r"one node's documents.*per-node.*one-slot"):
         cluster.do(index.create())
     with pytest.raises(errors.UnsupportedError, match="coordinator"):
         cluster.do(cluster.client.call("FT.SEARCH", "docs", "*"))
@@ -107,7 +104,7 @@ def test_each_node_is_asked(cluster: ClusterRedis, alone: Any) -> None:
     assert cluster.do(index.count()) == COUNT
     old = Numeric("year") < 1950
     assert cluster.do(index.count(old)) == 50
-    found = cluster.do(index.text("17", k=5))
+    found = cluster.do(index.text("17"))
     assert [row.id for row in found.rows] == ["17"]
     many = cluster.do(index.search_many(vectors[:10], 3))
     assert [rows(one) for one in many] == [rows(one) for one in alone.search_many(vectors[:10], 3)]
@@ -127,10 +124,10 @@ def test_one_slot(cluster: ClusterRedis, alone: Any) -> None:
     assert cluster.do(index.count(Tag("color") == "red")) == COUNT // 3
     assert sum(len(node.call("FT._LIST")) for node in cluster.cluster.nodes[:3]) == 1
     wrong = VectorIndex(client, "docs{t}", FIELDS, prefix="other:")
-    with pytest.raises(ValueError, match="same {tag}"):
+    with pytest.raises(ValueError, match=r"same {tag}"):
         cluster.do(wrong.create())
     wrong = VectorIndex(client, "docs", FIELDS, prefix="{t}:")
-    with pytest.raises(ValueError, match="same {tag}"):
+    with pytest.raises(ValueError, match=r"same {tag}"):
         cluster.do(wrong.create())
 
 
@@ -195,9 +192,6 @@ def test_documents_that_move_stay_found(tmp_path_factory: pytest.TempPathFactory
 def test_a_frozen_shard_is_a_time_out_and_no_partial_answer(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    import os
-    import signal
-
     cluster = Cluster(tmp_path_factory.mktemp("frozen"), search=True)
     try:
         with ClusterClient(cluster.urls, search="per-node", timeout=1.0) as client:
@@ -237,7 +231,7 @@ def test_a_coordinator_is_asked_through_any_node(cluster: ClusterRedis) -> None:
     """A faked one: the search module at hand has none."""
     seen: list[bytes] = []
     scripts: list[Any] = []
-    node = Scripted(lambda sock: scripts[0](sock))
+    node = Scripted(lambda sock: scripts[0](sock))  # noqa: PLW0108 - it is known once it listens
     scripts.append(coordinating(int(node.url.rpartition(":")[2]), seen))
     try:
         client = cluster.connect(url=node.url)

@@ -133,7 +133,7 @@ def test_a_stopped_owner_does_not_overwrite_who_took_over(client: Client) -> Non
             cache = LLMCache(client)
             computing = Computing("mine")
             assert cache.get_or_compute("p", computing) == "mine"
-            client.call("SET", f"llm:f:{cache.asked('p', '', None).id}", "a third", "PX", 60_000)
+            client.call("SET", cache._lock(cache.asked("p", "", None)), "a third", "PX", 60_000)
         finally:
             process.send_signal(signal.SIGCONT)
         out, err = process.communicate(timeout=PATIENCE)

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from ..errors import CrossSlotError
 from ..keys import digest, require_text
 from ..protocol import commands
-from ..protocol.operation import Batch, Member, Op
+from ..protocol.operation import Batch, Command, Member, Op
 from ..protocol.script import Script
 
-_NOTE: Final = Script("""
+_NOTE: Final = Script(
+    """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local left = redis.call('PTTL', KEYS[1])
@@ -27,7 +29,9 @@ redis.call('ZADD', KEYS[1], 'GT', now + px, ARGV[1])
 if left == -2 or left >= 0 and left < px then
   return redis.call('PEXPIRE', KEYS[1], px)
 end
-""")
+""",
+    goes_first=True,
+)
 """Notes an entry's key (1) with its time to live (2, milliseconds) under a source.
 
 The note outlives the entry by a second, and the set its notes: else a source could be deleted, and
@@ -54,6 +58,10 @@ def delete_noted(prefix: str, source: str) -> Op[int]:
     if not found:
         return 0
     # What is noted meanwhile stays noted.
-    both = Batch([commands.unlink(found), ("ZREM", key, *found)], atomic=True)
-    deleted, _ = yield from both
+    both = [commands.unlink(found), Command(("ZREM", key, *found))]
+    try:
+        deleted, _ = yield from Batch(both, atomic=True)
+    except CrossSlotError:  # of a cluster: one after the other, so that no note is lost before
+        deleted = yield from both[0]
+        yield from both[1]
     return int(deleted)

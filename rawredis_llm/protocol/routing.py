@@ -30,6 +30,7 @@ from typing import Any, Final
 
 from .. import errors
 from ..errors import RedisError, ReplyError
+from .fetching import Fetch
 from .keyed import keys_of, one_slot, slots_of
 from .operation import Batch, Command, Sent, name_of
 from .resp import encode, key_bytes
@@ -183,7 +184,30 @@ class Exchange:
                 raise self._as_it_is(self._lost)
         if any(item.ends() for item in self._items if item.last):
             yield LOOK  # whether the map has changed meanwhile
-        return [reply for item in self._items for reply in item.replies()]
+        replies: list[Any] = []
+        for item in self._items:
+            if item.fetch is not None:
+                item.fetch.note([unit.replies[0] for unit in item.units if unit.replies])
+            found = item.replies()
+            if item.fetch is not None:
+                found = [(yield from self._fetched(item.fetch, found[0]))]
+            replies += found
+        return replies
+
+    def _fetched(self, fetch: Fetch, reply: Any) -> Generator[Any, Any, Any]:
+        """Return the reply of a search with what its rows lack."""
+        keys = fetch.lacking(reply)
+        if not keys:
+            return reply
+        units = [[Unit([args], key_slot(key)) for args in fetch.commands(key)] for key in keys]
+        yield from self._settle([unit for both in units for unit in both])
+        if self._lost is not None:
+            raise self._lost
+        found = {
+            key: [unit.replies[0] for unit in both if unit.replies]
+            for key, both in zip(keys, units, strict=True)
+        }
+        return fetch.filled(reply, found)
 
     def _as_it_is(self, error: RedisError) -> RedisError:
         """Return an error; one that says that nothing was sent only if that is true of all."""
@@ -436,7 +460,8 @@ def _everywhere(routes: Routes, args: Sequence[Any]) -> Item:
     homes = routes.homes()
     asked = scatter(args, len(homes))
     units = [Unit([asked.args_for(slot)], slot, loose=True) for slot in homes]
-    return Item(units, asked.join, judges=True)
+    fetch = Fetch(args) if asked.command == "FT.SEARCH" else None
+    return Item(units, asked.join, fetch=fetch, judges=True)
 
 
 def _index(args: Sequence[Any]) -> Sequence[Any]:

@@ -26,7 +26,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from ..errors import (
     IndexExistsError,
@@ -266,6 +266,46 @@ def _search(args: Sequence[Any]) -> tuple[Sequence[Any], Page]:
     if page.added:
         sent.insert(3, wanted)  # right behind the query, where no option can swallow it
     return sent, page
+
+
+class SearchOptions(NamedTuple):
+    """What an FT.SEARCH shows of each row, as the caller wrote it.
+
+    `sort` is what it sorts by (b"": nothing), `fields` are (field, name) pairs of RETURN, None for
+    all; `bare` rows have none. `keys`: whether the nodes tell sort keys, `adds_keys`: unasked.
+    """
+
+    sort: bytes
+    fields: list[tuple[bytes, bytes]] | None
+    bare: bool
+    scores: bool
+    keys: bool
+    adds_keys: bool
+
+
+def search_options(args: Sequence[Any]) -> SearchOptions:
+    """Return what an FT.SEARCH that `scatter` takes shows of each row."""
+    options = _options("FT.SEARCH", args, _TAKES)
+    sort, _ = _order(args, options)
+    told = [_word(arg) for arg in args[options.get(b"RETURN", slice(0))]]
+    fields: list[tuple[bytes, bytes]] | None = None
+    if told:
+        fields = []
+        words = iter(told[1:])
+        for word in words:
+            if word.upper() == b"AS" and fields:
+                fields[-1] = (fields[-1][0], next(words, b""))
+            else:
+                fields.append((word, word))
+    wanted = b"WITHSORTKEYS" if sort else b"WITHSCORES"
+    return SearchOptions(
+        sort=sort,
+        fields=fields,
+        bare=b"NOCONTENT" in options or fields == [],
+        scores=b"WITHSCORES" in options or not sort,
+        keys=bool(sort) or b"WITHSORTKEYS" in options,
+        adds_keys=wanted not in options,
+    )
 
 
 _COUNTING: Final = {

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from .. import errors
 from ..errors import RedisError, ReplyError
+from .fetching import Fetch
 from .operation import Batch, Ready
 from .resp import PORTION, Portions, encode
 from .retry import PASSING, READS, may_be_a_scripts
@@ -136,6 +137,7 @@ class Item(NamedTuple):
     units: list[Unit]
     join: Callable[[list[Any]], Any] | None = None
     last: bool = False  # it is the last node that SCAN comes to
+    fetch: Fetch | None = None  # what rows lack
     judges: bool = False  # `join` is given errors, too; else the first of them is the reply
 
     def ends(self) -> bool:
