@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import random
 import signal
@@ -217,8 +218,8 @@ def test_a_connection_that_is_silent_is_not_trusted(near: NearRedis) -> None:
         near.writer.close()
         near.writer = Client(behind.url)
         proxy = Proxy(behind.url)
+        client = near.connect(url=proxy.url, timeout=20.0)
         try:
-            client = near.connect(url=proxy.url, timeout=20.0)
             near.writer.call("SET", "a", "1")
             assert near.do(client.call("GET", "a")) == b"1"
             link = proxy._links[0]  # the one that tells of changes
@@ -320,6 +321,7 @@ def test_a_forked_child_begins_anew(server: EmbeddedServer) -> None:
         os.close(writing)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_event_loops_one_after_the_other(server: EmbeddedServer) -> None:
     client = AsyncClient(server.url, near_cache=True)
 
@@ -341,6 +343,7 @@ def test_event_loops_one_after_the_other(server: EmbeddedServer) -> None:
         await client.close()
 
     asyncio.run(end())
+    gc.collect()  # what those loops have left open is complained of here, and to be expected
 
 
 def test_closing_ends_the_thread(server: EmbeddedServer) -> None:

@@ -10,6 +10,7 @@ import os
 import weakref
 from collections import deque
 from contextlib import suppress
+from threading import RLock
 from time import monotonic
 from typing import Any
 
@@ -29,7 +30,7 @@ class Tracked(Near):
     """
 
     def __init__(self, limits: NearCache, settings: Settings) -> None:
-        super().__init__(limits)
+        super().__init__(limits, RLock)
         self._settings = settings._replace(pushes=None, observer=None, near=None, integrity=False)
         self._restart()
         _tracked.add(self)

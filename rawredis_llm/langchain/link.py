@@ -9,12 +9,22 @@ import os
 from typing import Any, TypeVar
 
 from ..aio.client import AsyncClient
+from ..aio.cluster import AsyncClusterClient
+from ..aio.sentinel import AsyncSentinelClient
 from ..protocol.client import BaseClient
 from ..protocol.operation import Runnable
 from ..sync.client import Client
+from ..sync.cluster import ClusterClient
+from ..sync.sentinel import SentinelClient
 
 T = TypeVar("T")
 
+# Those of several servers first: they are clients, too.
+_TWINS: tuple[tuple[Any, Any], ...] = (
+    (ClusterClient, AsyncClusterClient),
+    (SentinelClient, AsyncSentinelClient),
+    (Client, AsyncClient),
+)
 _DEFAULT = "redis://localhost:6379"
 
 
@@ -40,8 +50,10 @@ class Link:
                 "client must be a rawredis_llm Client or AsyncClient, not"
                 f" {type(client).__module__}.{type(client).__name__}; a URL does as well"
             )
-        self.sync = client if isinstance(client, Client) else Client.like(client)
-        self.aio = client if isinstance(client, AsyncClient) else AsyncClient.like(client)
+        sync, aio = next(pair for pair in _TWINS if isinstance(client, pair))
+        there: Any = client
+        self.sync: Client = there if isinstance(there, sync) else sync.like(there)
+        self.aio: AsyncClient = there if isinstance(there, aio) else aio.like(there)
         self._theirs = given
 
     def run(self, op: Runnable[T]) -> T:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from .tracking import Near, NearCache, NearFigures
+    from .tracking import NearCache, NearFigures
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,6 +84,8 @@ else:
 
 class BaseClient:
     """What `Client` and `AsyncClient` have in common: their parameters and their calls."""
+
+    _near: Any  # of the shells: each has its own kind
 
     if TYPE_CHECKING:  # what a shell performs
         run: Callable[[Any], Any]
@@ -168,7 +170,7 @@ class BaseClient:
         self._observers = [] if self._settings.observer is None else [self._settings.observer]
         self._observer = self._settings.observer
         self._info: ServerInfo | None = None
-        self._near: Near | None = None
+        self._near = None
         self._farewells: list[Callable[[], Sequence[Member]]] = []
         self._start()
 

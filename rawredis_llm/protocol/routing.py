@@ -53,6 +53,10 @@ _ALL: Final[dict[str, Callable[[list[Any]], Any]]] = {
 _APART: Final = {"DEL", "EXISTS", "JSON.MGET", "MGET", "TOUCH", "UNLINK"}
 """Commands of several keys that mean the same for each of them alone."""
 
+_KEPT: Final = (
+    "with search='per-node' documents are not deleted with their index: delete them first, then"
+    " drop the index alone"
+)
 _LONGEST_PAUSE: Final = 0.1  # seconds
 _HOMELESS: Final = "nobody serves this slot"
 _PARTIAL: Final = (
@@ -457,6 +461,9 @@ def coordinates(replies: Any) -> bool | None:
 
 def _everywhere(routes: Routes, args: Sequence[Any]) -> Item:
     """Have every node asked for the documents that it has, by the index of its own."""
+    if command_name(args) == "FT.DROPINDEX" and len(args) > 2:
+        # It would drop the index and leave the documents of other slots: see fetching.py.
+        raise errors.UnsupportedError(_KEPT, command="FT.DROPINDEX")
     homes = routes.homes()
     asked = scatter(args, len(homes))
     units = [Unit([asked.args_for(slot)], slot, loose=True) for slot in homes]

@@ -16,9 +16,9 @@ Must not import sockets, asyncio, numpy, or another ring; nor read a clock.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from threading import RLock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ..errors import ReplyError, reply_error
@@ -30,6 +30,8 @@ from .vetting import HARMLESS, command_name
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+__all__ = ["NearCache"]
 
 FRESH: Final = 2.0
 """Seconds: the longest that what is held may be behind, however the connection fails."""
@@ -118,10 +120,18 @@ class Ticket:
 
 
 class Near:
-    """What is held, for any number of threads or tasks. A hit takes no lock."""
+    """What is held, for any number of threads or tasks. A hit takes no lock.
 
-    def __init__(self, limits: NearCache) -> None:
+    `make_lock` gives a lock that its holder may take again.
+    """
+
+    def __init__(
+        self,
+        limits: NearCache,
+        make_lock: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         self.limits = limits
+        self._make_lock = make_lock
         self._prefixes = tuple(map(key_bytes, limits.prefixes))
         self.fresh_until = 0.0  # by the clock that `find` is given
         self.hits = 0
@@ -129,7 +139,7 @@ class Near:
 
     def forget(self) -> None:
         """Begin anew, as a forked child does."""
-        self._lock = RLock()
+        self._lock = self._make_lock()
         self.live = False
         self.fresh_until = 0.0
         self._entries: dict[tuple[Any, ...], _Entry] = {}

@@ -24,7 +24,7 @@ class Tracked(Near):
     """What is held by a client for threads. The thread ends with it."""
 
     def __init__(self, limits: NearCache, settings: Settings) -> None:
-        super().__init__(limits)
+        super().__init__(limits, threading.RLock)
         self._settings = settings._replace(pushes=None, observer=None, near=None, integrity=False)
         self._restart()
         _tracked.add(self)
