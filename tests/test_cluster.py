@@ -698,8 +698,9 @@ def test_a_client_like_another(cluster: ClusterRedis) -> None:
     with ClusterClient.like(given) as twin:
         assert twin.call("CLIENT", "GETNAME") == b"me"
         assert repr(twin).split()[1:] == repr(given).split()[1:]
-    with pytest.raises(TypeError, match="cluster"):
-        ClusterClient.like(Client())
+    for kind, other in ((ClusterClient, Client()), (Client, twin)):
+        with pytest.raises(TypeError, match="is not like"):
+            kind.like(other)
 
 
 def test_nothing_is_tried_again_if_so_told(cluster: ClusterRedis) -> None:

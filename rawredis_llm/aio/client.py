@@ -45,6 +45,7 @@ from ..protocol.resp import Portions, encode
 from ..protocol.retry import Retry, refusal, refused_of
 from ..protocol.settings import ConnectionFigures
 from ..protocol.vetting import command_name, vet
+from .asking import called, embed
 from .connection import Connection, Loop, connect, left
 from .pubsub import Subscription
 
@@ -259,7 +260,7 @@ class AsyncClient(BaseClient, AsyncRunner):
 
         beating = asyncio.ensure_future(beats())
         try:
-            return await _called(request)
+            return await called(request)
         finally:
             beating.cancel()
 
@@ -271,11 +272,11 @@ class AsyncClient(BaseClient, AsyncRunner):
         if isinstance(request, Batch):
             return await self._batch(request)
         if isinstance(request, Embed):
-            return await _embed(request)
+            return await embed(request)
         if isinstance(request, Tend):
             return await self._tended(request)
         if isinstance(request, Call):
-            return await _called(request)
+            return await called(request)
         if isinstance(request, Wait):
             # Not await: who is cancelled does not take the others' outcome along.
             future = asyncio.wrap_future(request.future)
@@ -633,31 +634,6 @@ class _Leased(AsyncClient):
 
     async def _reconnect(self, loop: Any, deadline: float) -> Connection:  # noqa: ARG002 - it is lost
         raise errors.ConnectError("the connection that watched the keys was lost")
-
-
-async def _called(request: Call) -> Any:
-    """Call a function: an asynchronous one here, a plain one in a thread."""
-    if inspect.iscoroutinefunction(request.function):
-        return await request.function(*request.args)
-
-    def plain() -> Any:
-        try:
-            return request.function(*request.args)
-        except StopIteration as error:  # which no future takes: it would never end
-            raise RuntimeError("the function raised StopIteration") from error
-
-    result = await asyncio.to_thread(plain)
-    return await result if inspect.isawaitable(result) else result
-
-
-async def _embed(request: Embed) -> Any:
-    """Embed by the asynchronous function, or by the plain one in a thread."""
-    if request.acall is not None:
-        return await request.acall(request.texts)
-    assert request.call is not None
-    loop = asyncio.get_running_loop()
-    vectors = await loop.run_in_executor(None, request.call, request.texts)
-    return await vectors if inspect.isawaitable(vectors) else vectors
 
 
 _clients: weakref.WeakSet[AsyncClient] = weakref.WeakSet()

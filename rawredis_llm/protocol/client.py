@@ -86,6 +86,8 @@ class BaseClient:
     """What `Client` and `AsyncClient` have in common: their parameters and their calls."""
 
     _near: Any  # of the shells: each has its own kind
+    _kind = "server"
+    _given: Any = None  # what a client of several servers was told beyond its settings
 
     if TYPE_CHECKING:  # what a shell performs
         run: Callable[[Any], Any]
@@ -157,8 +159,14 @@ class BaseClient:
 
     @classmethod
     def like(cls, other: BaseClient) -> Self:
-        """Return a client of this kind with the settings of another, sync or asyncio; no I/O."""
+        """Return a client of this kind with the settings of another, sync or asyncio; no I/O.
+
+        Raises TypeError for one of another kind: of a cluster, by sentinels, or of one server.
+        """
+        if cls._kind != other._kind:
+            raise TypeError(f"{cls.__name__} is not like {other!r}")
         client = cls.__new__(cls)
+        client._given = other._given  # noqa: SLF001 - the same class
         client._settings = other._settings  # noqa: SLF001 - the same class
         client._begin()  # noqa: SLF001 - the same class
         return client

@@ -23,9 +23,6 @@ from .routes import Routes
 from .settings import Settings
 from .slots import node_name, split_node
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 WHO: Final = ("CLUSTER", "SLOTS")
 PATIENCE: Final = 1.0  # seconds for one node to say who serves what
 _LEAST: Final = 0.1  # seconds between two looks at the map, and up to as many more
@@ -41,6 +38,7 @@ class _Given(NamedTuple):
 class BaseCluster(BaseClient):
     """What `ClusterClient` and `AsyncClusterClient` have in common."""
 
+    _kind = "cluster"
     _given: _Given
     _closed = False
 
@@ -87,17 +85,6 @@ class BaseCluster(BaseClient):
         if failure is not None:
             failure.__context__ = None
             raise failure
-
-    @classmethod
-    def like(cls, other: BaseClient) -> Self:
-        """Return a client of this kind with the settings of another, sync or asyncio; no I/O."""
-        if not isinstance(other, BaseCluster):
-            raise TypeError(f"only a cluster's client is like another, not {other!r}")
-        client = cls.__new__(cls)
-        client._given = other._given
-        client._settings = other._settings
-        client._begin()
-        return client
 
     def _start(self) -> None:
         self._routes = Routes(

@@ -5,7 +5,6 @@ not import sockets, asyncio, numpy, or another ring.
 """
 
 # What is here and in the shells' clients is one mechanism in several classes.
-# ruff: noqa: SLF001
 
 from __future__ import annotations
 
@@ -25,9 +24,6 @@ from .client import BaseClient
 from .commands import as_mapping
 from .retry import Retry
 from .settings import Settings
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 LOOK: Final = 1.0  # seconds from one look for the primary to the next, while all seems well
 PATIENCE: Final = 0.5  # seconds for one sentinel to answer
@@ -50,6 +46,7 @@ class Place(NamedTuple):
 class BaseSentinel(BaseClient):
     """What `SentinelClient` and `AsyncSentinelClient` have in common."""
 
+    _kind = "sentinels"
     _given: _Given
 
     if TYPE_CHECKING:  # of the shells
@@ -94,17 +91,6 @@ class BaseSentinel(BaseClient):
         if failure is not None:
             failure.__context__ = None
             raise failure
-
-    @classmethod
-    def like(cls, other: BaseClient) -> Self:
-        """Return a client of this kind with the settings of another, sync or asyncio; no I/O."""
-        if not isinstance(other, BaseSentinel):
-            raise TypeError(f"only a sentinels' client is like another, not {other!r}")
-        client = cls.__new__(cls)
-        client._given = other._given
-        client._settings = other._settings
-        client._begin()
-        return client
 
     def _start(self) -> None:
         self._epoch = 0
