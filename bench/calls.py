@@ -4,7 +4,8 @@
   It is the floor: what Python and the kernel cost before a library adds anything.
 * `Protocol + hiredis`: the same for asyncio. A single task's requests are sent at once, those of
   many tasks together, once in a turn of the event loop.
-* `rawredis_llm`: this library, by its public API; `observed` with a recorder that times every call.
+* `rawredis_llm`: this library, by its public API; `observed` with a recorder that times every call;
+  `held near` with a near cache that has what is asked for.
 * `rawredis_llm, one by one`: what it does at once otherwise, with a round trip for each.
 * `redis-py`: RESP3, hiredis, and the fastest of its own ways to do the same work: of asyncio's
   pools the one that has a connection for every task.
@@ -28,7 +29,7 @@ import hiredis
 
 from bench.race import Contender, Run
 from bench.results import OBSERVED, OURS, installed
-from rawredis_llm import AsyncClient, Client, Command
+from rawredis_llm import AsyncClient, Client, Command, NearCache
 from rawredis_llm.latency.recorder import Recorder
 
 T = TypeVar("T")
@@ -219,15 +220,17 @@ class _BareTasks(Looped, Caller):
         super().close()
 
 
-class _Ours(Looped, Caller):
+class Ours(Looped, Caller):
     """This library."""
 
     name = OURS
 
-    def __init__(self, url: str, **options: Any) -> None:
+    def __init__(
+        self, url: str, client: Any = Client, tasks_client: Any = AsyncClient, **options: Any
+    ) -> None:
         super().__init__(url)
-        self._client = Client(url, **options)
-        self._tasks_client = AsyncClient(url, **options)
+        self._client = client(url, **options)
+        self._tasks_client = tasks_client(url, **options)
 
     def get(self, key: str) -> Run:
         return partial(self._client.call, "GET", key)
@@ -256,13 +259,28 @@ class _Ours(Looped, Caller):
         super().close()
 
 
-class _Observed(_Ours):
+class _Observed(Ours):
     """With a recorder on: the difference is what looking costs."""
 
     name = OBSERVED
 
     def __init__(self, url: str) -> None:
         super().__init__(url, observer=Recorder())
+
+
+class _Near(Caller):
+    """With a near cache, in which the key is after the first call."""
+
+    name = f"{OURS}, held near"
+
+    def __init__(self, url: str) -> None:
+        self._client = Client(url, near_cache=NearCache(prefixes=["bench:"]))
+
+    def get(self, key: str) -> Run:
+        return partial(self._client.call, "GET", key)
+
+    def close(self) -> None:
+        self._client.close()
 
 
 class _OneByOne(Caller):
@@ -284,16 +302,16 @@ def _lookup(key: bytes) -> Any:
     return (yield from Command(("GET", other)))
 
 
-class _RedisPy(Looped, Caller):
+class RedisPy(Looped, Caller):
     """redis-py, by the fastest of its documented ways: see the module's text."""
 
     name = "redis-py"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, kind: str = "Redis") -> None:
         super().__init__(url)
         redis, aio = map(importlib.import_module, ("redis", "redis.asyncio"))
-        self._client = redis.Redis.from_url(url, protocol=3)
-        self._tasks_client = aio.Redis.from_url(url, protocol=3, max_connections=2000)
+        self._client = getattr(redis, kind).from_url(url, protocol=3)
+        self._tasks_client = getattr(aio, kind).from_url(url, protocol=3, max_connections=2000)
 
     def get(self, key: str) -> Run:
         return partial(self._client.get, key)
@@ -398,7 +416,7 @@ def _in_two_steps(gets: Callable[[Any], Run], keys: Sequence[bytes]) -> Run:
 
 def callers(url: str) -> list[Caller]:
     """Return all that are installed, connected to a server."""
-    makers: list[Callable[[str], Caller]] = [Bare, _BareTasks, _Ours, _Observed, _OneByOne]
-    rivals = (("redis", _RedisPy), ("coredis", _Coredis), ("glide", _Glide))
+    makers: list[Callable[[str], Caller]] = [Bare, _BareTasks, Ours, _Observed, _Near, _OneByOne]
+    rivals = (("redis", RedisPy), ("coredis", _Coredis), ("glide", _Glide))
     makers += [make for module, make in rivals if installed(module)]
     return [make(url) for make in makers]

@@ -34,7 +34,15 @@ RIVALS = {  # contender -> its package and its module
     "redisvl": ("redisvl", "redisvl"),
     "langchain-redis": ("langchain-redis", "langchain_redis"),
 }
-TITLES = ("Calls", "Loads and searches", "Caches", "LangChain classes", "Scale", "Footprint")
+TITLES = (
+    "Calls",
+    "Cluster",
+    "Loads and searches",
+    "Caches",
+    "LangChain classes",
+    "Scale",
+    "Footprint",
+)
 HEAD = """\
 # What it costs
 
