@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -726,6 +727,7 @@ def test_forked_children_have_connections_of_their_own(shared_cluster: Cluster) 
         if not child:
             wrong = 255
             try:
+                signal.alarm(20)
                 wrong = sum(client.call("GET", key) != key.encode() for key in KEYS)
             finally:
                 os._exit(wrong)

@@ -262,12 +262,48 @@ def test_a_waiter_whose_server_was_interrupted_is_not_lost(server: EmbeddedServe
         while not pool._waiters:
             pass
         # As far as an interrupt lets `_serve` come: handed over, but the gate never opened.
-        pool._waiters[0].connection = connection
+        pool._waiters[0].given.append(connection)
         waiting.join(4)
         assert found == [connection]
         assert not pool._waiters
         pool.release(connection)
         assert client.call("PING") == b"PONG"
+
+
+def test_a_signal_handler_may_call_at_any_line_of_the_pool(server: EmbeddedServer) -> None:
+    """As a handler does, a call comes in between at each line, while a connection is needed."""
+    import sys
+
+    from rawredis_llm.sync import pool as module
+
+    with Client(server.url, max_connections=3, timeout=1.0) as client:
+        pool = client._pool
+        for stop in range(1, 400):
+            countdown = stop
+            pool.retire("for a new one")
+
+            def trace(frame: FrameType, event: str, _: object) -> object:
+                nonlocal countdown
+                if frame.f_code.co_filename != module.__file__:
+                    return None
+                if event == "line":
+                    countdown -= 1
+                    if countdown == 0:
+                        assert client.call("ECHO", "handler") == b"handler"
+                return trace
+
+            before = sys.gettrace()
+            sys.settrace(trace)  # type: ignore[arg-type]  # typeshed wants the narrower protocol
+            try:
+                assert client.call("ECHO", "called") == b"called"
+            finally:
+                sys.settrace(before)
+            figures = client.connections
+            assert (figures.in_use, figures.waiting) == (0, 0), stop
+            assert figures.open <= 3
+            if countdown > 0:
+                break  # every line was visited
+        assert stop > 40
 
 
 def test_an_interrupt_in_the_middle_of_reading_crosses_nothing(server: EmbeddedServer) -> None:

@@ -313,12 +313,12 @@ def test_a_forked_child_begins_anew(server: EmbeddedServer) -> None:
                 code = 0
             finally:
                 os._exit(code)
+        os.close(writing)  # or a child that ends without a word would be waited for
         os.read(reading, 1)
         writer.call("SET", "a", "2")
         until(lambda: client.call("GET", "a") == b"2", "the parent is told")
         assert os.waitpid(child, 0)[1] == 0
         os.close(reading)
-        os.close(writing)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

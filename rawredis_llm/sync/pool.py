@@ -14,6 +14,7 @@ import os
 import threading
 import weakref
 from collections import Counter, deque
+from contextlib import suppress
 from time import monotonic
 from typing import Final
 
@@ -25,14 +26,17 @@ RECHECK: Final = 0.5  # seconds: how soon a waiter notices a place freed by the 
 
 
 class _Waiter:
-    """A caller that waits: `gate` opens when a connection was handed to it."""
+    """A caller that waits: `gate` opens when a connection was handed to it.
 
-    __slots__ = ("connection", "gate")
+    It may be given several, by a signal handler in the midst of handing over, and keeps one.
+    """
+
+    __slots__ = ("gate", "given")
 
     def __init__(self) -> None:
         self.gate = threading.Lock()
         self.gate.acquire()
-        self.connection: Connection | None = None
+        self.given: list[Connection] = []
 
 
 class Pool:
@@ -165,12 +169,11 @@ class Pool:
             with self._lock:
                 self._waiters.append(waiter)
             self._serve()
-            if waiter.connection is None:
+            if not waiter.given:
                 self._wait(waiter, deadline)
-            connection, waiter.connection = waiter.connection, None
+            connection = waiter.given.pop()
         finally:
             self._leave(waiter)
-        assert connection is not None
         try:
             if self._closed:
                 raise RuntimeError("the client is closed")
@@ -189,11 +192,11 @@ class Pool:
     def _wait(self, waiter: _Waiter, deadline: float) -> None:
         began = monotonic()
         try:
-            while waiter.connection is None and not waiter.gate.acquire(
+            while not waiter.given and not waiter.gate.acquire(
                 timeout=max(min(RECHECK, deadline - monotonic()), 0)
             ):
                 self._serve()
-                if waiter.connection is None and monotonic() >= deadline:
+                if not waiter.given and monotonic() >= deadline:
                     most, address = self._settings.max_connections, str(self._settings.address)
                     raise PoolTimeoutError(f"all {most} connections are in use", address=address)
         finally:
@@ -212,19 +215,17 @@ class Pool:
 
     def _leave(self, waiter: _Waiter) -> None:
         """Leave the queue; give back what was handed over in the last moment."""
-        with self._lock:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-        if waiter.connection is not None:
-            self.release(waiter.connection)
+        with self._lock, suppress(ValueError):
+            self._waiters.remove(waiter)
+        while waiter.given:
+            self.release(waiter.given.pop())
 
     def _serve(self) -> None:
         """Hand connections to the first waiters, new ones while there is room."""
         with self._lock:
-            while self._waiters:
-                waiter = self._waiters[0]
-                if waiter.connection is not None:
-                    return  # it is being served, further up in this very thread
+            # Each step may be the last before an interrupt, or be met half done by a signal handler
+            # that comes here in this very thread: the waiter looks at `given` by itself.
+            while waiter := next((one for one in list(self._waiters) if not one.given), None):
                 if self._idle:
                     try:
                         connection = self._idle.pop()
@@ -234,11 +235,11 @@ class Pool:
                     connection = self._new()
                 else:
                     return
-                # In this order, and so that each step may be the last before an interrupt, or be
-                # met half done by a signal handler: the waiter looks at `connection` by itself.
-                waiter.connection = connection
-                self._waiters.remove(waiter)
-                waiter.gate.release()
+                waiter.given.append(connection)
+                with suppress(ValueError):
+                    self._waiters.remove(waiter)
+                with suppress(RuntimeError):  # it is open
+                    waiter.gate.release()
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
