@@ -262,7 +262,7 @@ def test_a_waiter_whose_server_was_interrupted_is_not_lost(server: EmbeddedServe
         while not pool._waiters:
             pass
         # As far as an interrupt lets `_serve` come: handed over, but the gate never opened.
-        pool._waiters[0].given.append(connection)
+        next(iter(pool._waiters)).given.append(connection)
         waiting.join(4)
         assert found == [connection]
         assert not pool._waiters

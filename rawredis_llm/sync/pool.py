@@ -53,7 +53,7 @@ class Pool:
         # Re-entrant: a signal handler may use the client while its thread is in here.
         self._lock = threading.RLock()
         self._idle: deque[Connection] = deque()
-        self._waiters: deque[_Waiter] = deque()
+        self._waiters: dict[_Waiter, None] = {}  # in the order they came; to leave is atomic, too
         self._live: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._created = self._waited = 0
         self._wait_time = 0.0
@@ -167,7 +167,7 @@ class Pool:
         waiter = _Waiter()
         try:
             with self._lock:
-                self._waiters.append(waiter)
+                self._waiters[waiter] = None
             self._serve()
             if not waiter.given:
                 self._wait(waiter, deadline)
@@ -215,8 +215,8 @@ class Pool:
 
     def _leave(self, waiter: _Waiter) -> None:
         """Leave the queue; give back what was handed over in the last moment."""
-        with self._lock, suppress(ValueError):
-            self._waiters.remove(waiter)
+        with self._lock:
+            self._waiters.pop(waiter, None)
         while waiter.given:
             self.release(waiter.given.pop())
 
@@ -236,8 +236,7 @@ class Pool:
                 else:
                     return
                 waiter.given.append(connection)
-                with suppress(ValueError):
-                    self._waiters.remove(waiter)
+                self._waiters.pop(waiter, None)
                 with suppress(RuntimeError):  # it is open
                     waiter.gate.release()
 
