@@ -407,7 +407,8 @@ def test_a_slot_that_moved_is_patched(mover: ClusterRedis) -> None:
     target = other(moving, slot)
     moving.move(slot, target)
     before = asked_for_map(moving)
-    assert mover.do(mover.client.call("INCR", f"{mover.kind}:1")) == 1
+    script = "return redis.call('INCR', KEYS[1])"
+    assert mover.do(mover.client.call("EVAL", script, 1, f"{mover.kind}:1")) == 1
     assert mover.do(mover.client.call("INCR", f"{mover.kind}:1")) == 2
     assert mover.client._routes.owners[slot] == target.name
     assert asked_for_map(moving) == before
@@ -438,6 +439,9 @@ def test_commands_follow_a_slot_half_way(mover: ClusterRedis) -> None:
     assert mover.do(mover.client.pipeline(both)) == [b"1", b"2", b"3", b"0"]
     on_target = [("INCR", f"{{{mover.kind}:2}}there"), ("INCR", f"{{{mover.kind}:2}}new")]
     assert mover.do(mover.client.transaction(on_target)) == [3, 4]
+    script = "return redis.call('INCR', KEYS[1])"
+    assert mover.do(call("EVAL", script, 1, f"{{{mover.kind}:2}}new")) == 5
+    assert mover.do(call("EVAL", script, 1, f"{{{mover.kind}:2}}new")) == 6
     assert mover.client._routes.owners[slot] == source.name  # ASK is for once
     # Of two keys of which one has moved the node says TRYAGAIN, until both have.
     later = threading.Timer(0.3, lambda: moving.move_keys(slot, source, target))

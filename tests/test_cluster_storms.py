@@ -48,7 +48,9 @@ class Worker:
                 yield [("LINDEX", key, -1)], partial(self._last, key)
             else:
                 value = self._next(key)
-                yield [("RPUSH", key, value)], partial(self._all, [key], [value])
+                by_script = ("EVAL", "return redis.call('RPUSH', KEYS[1], ARGV[1])", 1, key, value)
+                command = by_script if turn % 5 == 3 else ("RPUSH", key, value)
+                yield [command], partial(self._all, [key], [value])
 
     def _next(self, key: str) -> bytes:
         value = b"%d:%d" % (self.number, next(self._serial))

@@ -32,6 +32,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, TypeAlias
 
 import hiredis
@@ -101,30 +102,51 @@ def encode_alike(commands: Sequence[tuple[Any, ...]]) -> Portions | None:
     """Return what `encode_many` does for commands that are alike, or None if they are not.
 
     Alike are those of as many arguments, all of them str or bytes below 1 KiB. Their pieces are put
-    in place column by column, in half of the time that a loop over commands takes.
+    in place column by column, in a third of the time that a loop over commands takes.
     """
     width = len(commands[0])
     if {*map(len, commands)} != {width} or not 0 < width < len(_HEADS):
         return None
-    step = 2 * width + 2
-    most = _MANY // step + 1
+    most = _MANY // (2 * width + 2) + 1
     portions: Portions = []
     for start in range(0, len(commands), most):
         part = commands[start : start + most]
         try:
-            flat = [arg.encode() if type(arg) is str else arg for args in part for arg in args]
-            if {*map(type, flat)} != {bytes}:
-                return None
-            sizes = [*map(_SIZES.__getitem__, map(len, flat))]
-        except (IndexError, UnicodeEncodeError):  # a long one; or no text: the usual way says which
+            pieces = _placed(part, width)
+        except (IndexError, TypeError, UnicodeEncodeError):  # the usual way says what is wrong
             return None
-        pieces = [b"\r\n"] * (step * len(part))
-        pieces[::step] = [_HEADS[width]] * len(part)
-        for at in range(width):
-            pieces[2 * at + 1 :: step] = sizes[at::width]
-            pieces[2 * at + 2 :: step] = flat[at::width]
         portions.append((b"".join(pieces), len(part)))
     return portions
+
+
+def _placed(commands: Sequence[tuple[Any, ...]], width: int) -> list[bytes]:
+    """Return the pieces of commands that are alike; raise TypeError or others if they are not."""
+    step = 2 * width
+    pieces = [b"\r\n"] * (step * len(commands))
+    names = [*map(_NAME, commands)]
+    begins = {}  # what a command begins by is one piece, and few differ in it
+    for name in {*names}:
+        [data] = _encoded([name])
+        begins[name] = _HEADS[width] + _SIZES[len(data)] + data
+    pieces[::step] = map(begins.__getitem__, names)
+    for at in range(1, width):
+        column = _encoded([*map(itemgetter(at), commands)])
+        pieces[2 * at - 1 :: step] = map(_SIZES.__getitem__, map(len, column))
+        pieces[2 * at :: step] = column
+    return pieces
+
+
+def _encoded(column: list[Any]) -> list[bytes]:
+    kinds = {*map(type, column)}
+    if kinds == {str}:
+        return [*map(str.encode, column)]
+    if not kinds <= _TEXT:
+        raise TypeError
+    return column if kinds == {bytes} else [_encoded([arg])[0] for arg in column]
+
+
+_NAME: Final = itemgetter(0)
+_TEXT: Final[set[type]] = {str, bytes}
 
 
 def sealed(portions: Portions) -> tuple[Portions, bytes]:

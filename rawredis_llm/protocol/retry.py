@@ -109,7 +109,10 @@ class Retry(_Figures):
 
 
 _CURSOR: Final = ("WITHCURSOR", b"WITHCURSOR")
-_OWN: Final = ("BUSY Redis is", "BUSY Valkey is", "LOADING Redis is", "LOADING Valkey is")
+_OWN: Final = (
+    *("BUSY Redis is", "BUSY Valkey is", "LOADING Redis is", "LOADING Valkey is"),
+    *("CLUSTERDOWN Hash slot", "CLUSTERDOWN The cluster", "TRYAGAIN Multiple keys request"),
+)
 
 
 def reads(what: Batch | Command[Any] | Sequence[Any]) -> bool:

@@ -71,7 +71,14 @@ class Unit:
         if self.executes:  # EXECABORT says only that one was refused; that one says why
             refusals = (one for one in replies if isinstance(one, ReplyError))
             return next((one for one in refusals if isinstance(one, ELSEWHERE)), last)
-        return None if may_be_a_scripts(last, self.commands[0]) else last
+        if may_be_a_scripts(last, self.commands[0]) and not self._redirects(last):
+            return None
+        return last
+
+    def _redirects(self, refusal: ReplyError) -> bool:
+        """Return whether a node says where this unit's slot is, which no script would know."""
+        words = refusal.message.split()
+        return isinstance(refusal, REDIRECTED) and words[1:2] == [str(self.slot)]
 
 
 _FRAME: Final = ("MULTI", "EXEC")
