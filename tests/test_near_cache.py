@@ -404,6 +404,17 @@ def test_nothing_is_held_that_changed_since_it_was_asked_for(steps: list[tuple[s
     assert sum(map(len, near._by_key.values())) == len(near._entries)
 
 
+def test_what_nobody_vouches_for_is_not_given_out() -> None:
+    near = Near(NearCache())
+    near.opened(b"OK", 10.0)
+    near.end(near.begin(("GET", "a")), b"1", 10.0)
+    assert near.find(("GET", "a"), 10.0 + FRESH) is not None
+    assert near.find(("GET", "a"), 10.1 + FRESH) is None
+    assert near.take(b"PONG", 11.0)
+    assert near.find(("GET", "a"), 10.1 + FRESH) is not None
+    assert near.find(("GET", "a"), 11.1 + FRESH) is None
+
+
 def test_an_age_ends() -> None:
     near = Near(NearCache(max_age=1.0))
     near.opened(b"OK", 10.0)

@@ -15,6 +15,7 @@ import pytest
 from clusters import until
 from conftest import Redis
 from rawredis_llm import AsyncSentinelClient, Command, LLMCache, SentinelClient, errors
+from rawredis_llm.protocol.sentinel import replica_of
 from sentinels import SERVICE, Watched
 from test_faults import Scripted
 
@@ -145,6 +146,20 @@ def test_a_sentinel_that_is_wrong_is_not_believed(sentinel: SentinelRedis) -> No
 def test_bad_parameters(kind: Any, options: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         kind(**options)
+
+
+def test_a_replica_that_is_ill_is_not_chosen() -> None:
+    def told(number: int, flags: str, link: str = "ok") -> dict[bytes, bytes]:
+        found = {"ip": "h", "port": str(number), "flags": flags, "master-link-status": link}
+        return {name.encode(): value.encode() for name, value in found.items()}
+
+    ill = ["s_down,slave", "o_down,slave,s_down", "slave,disconnected"]
+    replicas = [told(number, flags) for number, flags in enumerate(ill)]
+    replicas.append(told(8, "slave", "err"))
+    assert replica_of(replicas) is None
+    assert {replica_of([*replicas, told(9, "slave")]) for _ in range(20)} == {("h", 9)}
+    with pytest.raises(errors.UnexpectedReplyError, match="SENTINEL REPLICAS"):
+        replica_of([{b"ip": b"h"}])
 
 
 def test_no_password_is_shown() -> None:
