@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import ssl
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
-from clusters import Cluster, until
+from clusters import Cluster, Node, until
 from conftest import ClusterRedis
 from rawredis_llm import (
     AsyncClusterClient,
@@ -25,6 +29,7 @@ from rawredis_llm import (
     errors,
 )
 from rawredis_llm.protocol.slots import key_slot
+from tls import TlsProxy
 
 KEYS = [f"key:{number}" for number in range(60)]  # of all three nodes
 SPREAD = ("a", "b", "c")  # one of each
@@ -509,6 +514,38 @@ def test_seeds_that_are_down(cluster: ClusterRedis) -> None:
         cluster.do(nowhere.call("GET", "a"))
     with pytest.raises(errors.ConnectError):
         cluster.do(nowhere.pipeline([("GET", "a"), ("GET", "b")]))
+
+
+def test_a_cluster_behind_tls_by_its_host_name(tmp_path: Path) -> None:
+    """As managed services have it: the nodes are told apart by ports, and trusted by a name."""
+    authority, papers = trustme.CA(), tmp_path / "ca.pem"
+    authority.cert_pem.write_to_path(papers)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    with ExitStack() as stack:
+        behind = Cluster(tmp_path)
+        stack.callback(behind.stop)
+        places = set()
+        for node in behind.nodes:
+            proxy = stack.enter_context(TlsProxy(node.url, context))
+            places.add((b"localhost", proxy.port))
+            named = ("cluster-announce-hostname", "localhost", "cluster-announce-port", proxy.port)
+            kept = ("cluster-announce-bus-port", node.port + 10000)
+            node.call("CONFIG", "SET", *named, *kept)
+            node.call("CONFIG", "SET", "cluster-preferred-endpoint-type", "hostname")
+        until(lambda: all(named_by(node) == places for node in behind.nodes), "their names")
+        for kind in ("sync", "aio"):
+            redis = ClusterRedis(
+                f"rediss://localhost:{proxy.port}?tls_ca_cert_file={papers}", kind, 3
+            )
+            stack.callback(redis.close)
+            assert redis.do(redis.client.pipeline([("SET", key, key) for key in KEYS]))
+            assert redis.do(redis.client.call("MGET", *KEYS)) == [key.encode() for key in KEYS]
+            assert len(redis.client._routes.primaries) == 3
+
+
+def named_by(node: Node) -> set[tuple[bytes, int]]:
+    return {tuple(entry[2][:2]) for entry in node.call("CLUSTER", "SLOTS")}
 
 
 def test_a_server_that_is_no_cluster(cluster: ClusterRedis) -> None:
