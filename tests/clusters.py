@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import time
@@ -16,17 +17,23 @@ SLOTS = 16384
 
 
 def free_port() -> int:
-    """Return a port that is free, and whose bus port is."""
+    """Return a port that is free, and whose bus port is.
+
+    Both are below those that the kernel gives to clients, so that none takes one meanwhile.
+    """
     while True:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            port = int(probe.getsockname()[1])
-            if port > 50000:
-                continue
-            try:
-                with socket.create_server(("127.0.0.1", port + 10000)):
-                    return port
-            except OSError:
-                continue
+        port = _RANDOM.randrange(10_000, 22_000)
+        try:
+            with (
+                socket.create_server(("127.0.0.1", port)),
+                socket.create_server(("127.0.0.1", port + 10_000)),
+            ):
+                return port
+        except OSError:
+            continue
+
+
+_RANDOM = random.SystemRandom()  # which nobody seeds: several suites may run at once
 
 
 def until(condition: Callable[[], Any], what: str, limit: float = 30.0) -> Any:

@@ -27,6 +27,7 @@ from types import FrameType
 from typing import Any
 
 import rawredis_llm
+from clusters import free_port
 from rawredis_llm import Client, EmbeddedServer, errors
 from subjects import Maker, Subject
 from test_faults import Interrupt, Scripted
@@ -319,18 +320,6 @@ def interrupted_at_every_step(make: Maker, url: str, pool: str, unit: str) -> Ta
 
 
 # -- a server that is killed -------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """Return a free port, below those that the system gives to connecting sockets.
-
-    A client that tries again and again while there is no server would come to be connected to
-    itself, and hold the port that the server needs.
-    """
-    for port in random.sample(range(20_000, 30_000), 100):
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("no port is free")
 
 
 def killed(make: Maker, folder: Path, threads: int, values: int, restarts: int) -> Tally:

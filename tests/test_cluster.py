@@ -525,7 +525,7 @@ def test_a_cluster_behind_tls_by_its_host_name(tmp_path: Path) -> None:
     with ExitStack() as stack:
         behind = Cluster(tmp_path)
         stack.callback(behind.stop)
-        places = set()
+        places: set[tuple[bytes, int]] = set()
         for node in behind.nodes:
             proxy = stack.enter_context(TlsProxy(node.url, context))
             places.add((b"localhost", proxy.port))
@@ -536,7 +536,7 @@ def test_a_cluster_behind_tls_by_its_host_name(tmp_path: Path) -> None:
         until(lambda: all(named_by(node) == places for node in behind.nodes), "their names")
         for kind in ("sync", "aio"):
             redis = ClusterRedis(
-                f"rediss://localhost:{proxy.port}?tls_ca_cert_file={papers}", kind, 3
+                f"rediss://localhost:{max(places)[1]}?tls_ca_cert_file={papers}", kind, 3
             )
             stack.callback(redis.close)
             assert redis.do(redis.client.pipeline([("SET", key, key) for key in KEYS]))
