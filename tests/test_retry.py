@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clusters import free_port
 from conftest import Redis
 from fake import Answer, Fake, polite, script
 from rawredis_llm import (
@@ -262,12 +262,6 @@ def test_bytes_that_are_no_answer_are_not_asked_for_again(redis: Redis) -> None:
 
 
 # -- what could not be sent --------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """Return a port on which nobody listens."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def test_a_server_that_listens_a_little_later_is_found(redis: Redis) -> None:
