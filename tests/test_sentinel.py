@@ -230,7 +230,7 @@ def test_the_primary_is_killed_under_load(sentinel: SentinelRedis) -> None:
     What a primary had not replicated when it died is lost, so numbers may go back once.
     """
     watched = sentinel.watched
-    client = sentinel.connect(timeout=20.0, connect_timeout=20.0)
+    client = sentinel.connect(timeout=60.0, connect_timeout=60.0)
     keys = [f"{sentinel.kind}:{number}" for number in range(8 if sentinel.kind == "sync" else 32)]
     told: dict[str, list[Any]] = {key: [] for key in keys}
     over = threading.Event()
@@ -250,7 +250,9 @@ def test_the_primary_is_killed_under_load(sentinel: SentinelRedis) -> None:
     try:
         until(lambda: all(len(found) > 50 for found in told.values()), "they count")
         victim.kill()
-        until(lambda: any(one.role() == "master" for one in watched.members), "another takes over")
+        until(
+            lambda: any(one.role() == "master" for one in watched.members), "another takes over", 60
+        )
         counts = {key: len(found) for key, found in told.items()}
         until(lambda: all(len(told[key]) > counts[key] + 50 for key in keys), "they go on")
     finally:
@@ -274,13 +276,13 @@ def test_the_primary_is_killed_under_load(sentinel: SentinelRedis) -> None:
 def test_messages_after_a_failover(shared: Watched) -> None:
     until(shared.well, "all is well")
     with (
-        SentinelClient(shared.urls, SERVICE, timeout=20.0) as client,
+        SentinelClient(shared.urls, SERVICE, timeout=60.0) as client,
         client.subscribe("c") as news,
     ):
         client.call("PUBLISH", "c", "1")
         assert news.get(5) == ("message", b"c", b"1", None)
         shared.fail_over()
-        found = news.get(20)
+        found = news.get(60)
         assert found is not None
         assert found.kind == "gap"
         client.call("PUBLISH", "c", "2")
