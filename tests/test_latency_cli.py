@@ -144,6 +144,7 @@ def test_a_second_signal_ends_it_at_once(client: Client) -> None:
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
         wait_for_calls(client, "incr", 100, process)
         client.call("CLIENT", "PAUSE", 4000, "WRITE")  # so it cannot end by itself
+        time.sleep(0.5)  # once its next call is under way
         began = time.monotonic()
         while process.poll() is None:
             process.send_signal(signal.SIGINT)

@@ -21,8 +21,8 @@ from proxy import TO_CLIENT, Fault, Proxy
 from rawredis_llm import EmbeddedServer, errors
 from tls import TlsProxy
 
-NOISE = 0.05 + 0.5  # by which a call may outlast its deadline; most of it for a busy machine
-LIMIT = 0.4  # in which a busy machine shakes hands, too
+NOISE = 0.05 + 1.0  # by which a call may outlast its deadline; most of it for a busy machine
+LIMIT = 1.0  # in which a busy machine shakes hands, too
 
 
 class Papers(NamedTuple):
