@@ -7,7 +7,9 @@ import os
 import signal
 import ssl
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,39 @@ def test_commands_that_wait(cluster: ClusterRedis) -> None:
     assert cluster.do(cluster.client.call("BLPOP", "{q}1", 0.01)) is None
     batch = [("SET", "a", 1), ("BLPOP", "{q}1", 0.01), ("GET", "a")]
     assert cluster.do(cluster.client.pipeline(batch)) == [b"OK", None, b"1"]
+
+
+def test_who_waits_in_a_pipeline_keeps_nobody_waiting(cluster: ClusterRedis) -> None:
+    client = cluster.client
+    pops = [("SET", "a", 1), ("BLPOP", "q", 10), ("SET", "b", 1)]
+
+    async def both() -> Any:
+        task = asyncio.ensure_future(client.pipeline(pops))
+        await asyncio.to_thread(until, lambda: blocked(cluster), "it waits")
+        for key in ("{q}", "a", "b"):
+            await client.call("GET", key, timeout=5)
+        await client.call("RPUSH", "q", "x", timeout=5)
+        return await task
+
+    if cluster.kind == "aio":
+        found = cluster.do(both())
+    else:
+        told: list[Any] = []
+        thread = threading.Thread(target=lambda: told.append(client.pipeline(pops)))
+        thread.start()
+        until(lambda: blocked(cluster), "it waits")
+        for key in ("{q}", "a", "b"):
+            client.call("GET", key, timeout=5)
+        client.call("RPUSH", "q", "x", timeout=5)
+        thread.join()
+        [found] = told
+    assert found == [b"OK", [b"q", b"x"], b"OK"]
+
+
+def blocked(cluster: ClusterRedis) -> bool:
+    """Return whether any client waits in any of the servers."""
+    infos = [node.call("INFO", "clients") for node in cluster.cluster.nodes]
+    return any(b"blocked_clients:0" not in info for info in infos)
 
 
 # -- pipelines ---------------------------------------------------------------------------------
@@ -419,6 +454,25 @@ def test_a_slot_that_moved_is_patched(mover: ClusterRedis) -> None:
     assert asked_for_map(moving) == before
 
 
+def test_many_who_want_to_know_the_map_do_not_all_ask(mover: ClusterRedis) -> None:
+    client, most = mover.client, 10
+    mover.do(client.call("GET", "a"))
+    before, began = asked_for_map(mover.cluster), time.monotonic()
+    client._next_look = 0.0  # as if it had been asked for long ago
+
+    async def look() -> None:
+        for _ in range(most):
+            await asyncio.gather(*(client._look(time.monotonic() + 5) for _ in range(most)))
+
+    if mover.kind == "aio":
+        mover.do(look())
+    else:
+        with ThreadPoolExecutor(most) as pool:
+            list(pool.map(lambda _: client._look(time.monotonic() + 5), range(most * most)))
+    asked = asked_for_map(mover.cluster) - before
+    assert 1 <= asked <= 1 + (time.monotonic() - began) / 0.1  # at most one in 0.1 seconds
+
+
 def test_commands_follow_a_slot_half_way(mover: ClusterRedis) -> None:
     moving, slot = mover.cluster, key_slot(mover.kind.encode() + b":2")
     target = other(moving, slot)
@@ -621,6 +675,8 @@ def test_shard_channels(cluster: ClusterRedis) -> None:
     async def each(name: str) -> Any:
         async with cluster.client.subscribe(name, sharded=True) as subscription:
             await subscription.subscribe(f"{{{name}}}2", sharded=True)
+            with pytest.raises(errors.CrossSlotError, match="of a subscription"):
+                await subscription.subscribe("elsewhere", sharded=True)
             await cluster.client.call("SPUBLISH", f"{{{name}}}2", name)
             return await subscription.get(5)
 
@@ -630,6 +686,8 @@ def test_shard_channels(cluster: ClusterRedis) -> None:
         else:
             with cluster.client.subscribe(name, sharded=True) as subscription:
                 subscription.subscribe(f"{{{name}}}2", sharded=True)
+                with pytest.raises(errors.CrossSlotError, match="of a subscription"):
+                    subscription.subscribe("elsewhere", sharded=True)
                 cluster.client.call("SPUBLISH", f"{{{name}}}2", name)
                 message = subscription.get(5)
         assert (message.kind, message.data) == ("smessage", name.encode())

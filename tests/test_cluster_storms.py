@@ -103,9 +103,11 @@ async def task(client: Any, worker: Worker, over: threading.Event) -> None:
             worker.fail(error)
 
 
-def storm(kind: str, cluster: Cluster, trouble: Callable[[], Any], **options: Any) -> list[Worker]:
-    """Work while there is trouble, and look at what came of it."""
-    options = {"timeout": 20.0, "connect_timeout": 2.0, **options}
+def storm(
+    kind: str, cluster: Cluster, trouble: Callable[[int], Any], size: tuple[float, int]
+) -> list[Worker]:
+    """Work while there is trouble again and again, for so many seconds and calls at least."""
+    options: dict[str, Any] = {"timeout": 20.0, "connect_timeout": 2.0}
     workers = [Worker(number) for number in range(8 if kind == "sync" else 32)]
     over = threading.Event()
     before = [node.url for node in cluster.nodes[:2]]
@@ -126,7 +128,11 @@ def storm(kind: str, cluster: Cluster, trouble: Callable[[], Any], **options: An
         thread.start()
     try:
         until(lambda: all(worker.calls > 20 for worker in workers), "they work")
-        trouble()
+        end, least = time.monotonic() + size[0], size[1]
+        for turn in itertools.count():
+            trouble(turn)
+            if time.monotonic() >= end and summary(workers)[0] >= least:
+                break
         calls = [worker.calls for worker in workers]
         until(
             lambda: all(w.calls > c + 20 for w, c in zip(workers, calls, strict=True)), "they go on"
@@ -171,35 +177,22 @@ def stormy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     cluster.stop()
 
 
-def repeated(trouble: Callable[[int], Any], seconds: float) -> Callable[[], None]:
-    """Return what makes trouble again and again for so long."""
-
-    def run() -> None:
-        end = time.monotonic() + seconds
-        for turn in itertools.count():
-            trouble(turn)
-            if time.monotonic() >= end:
-                return
-
-    return run
-
-
 def primaries(cluster: Cluster) -> list[Any]:
     return [node for node in cluster.nodes if node.call("ROLE")[0] == b"master"]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Each storm is short in the suite, and of 10^5 calls and more in the long one."""
-    if "seconds" in metafunc.fixturenames:
-        long = pytest.param(45.0, marks=pytest.mark.long)
-        metafunc.parametrize("seconds", [2.0, long])
+    if "size" in metafunc.fixturenames:
+        long = pytest.param((45.0, 100_000), marks=pytest.mark.long, id="long")
+        metafunc.parametrize("size", [pytest.param((2.0, 0), id="short"), long])
 
 
 kinds = pytest.mark.parametrize("kind", ["sync", "aio"])
 
 
 @kinds
-def test_slots_move_under_load(stormy: Cluster, kind: str, seconds: float) -> None:
+def test_slots_move_under_load(stormy: Cluster, kind: str, size: tuple[float, int]) -> None:
     stormy.flush()
     stormy.settle()
     slots = sorted({key_slot(b"%d:%d" % (w, k)) for w in range(32) for k in range(KEYS)})
@@ -214,13 +207,15 @@ def test_slots_move_under_load(stormy: Cluster, kind: str, seconds: float) -> No
             time.sleep(0.001)
         stormy.end_move(slot, source, target)
 
-    workers = storm(kind, stormy, repeated(move, seconds))
+    workers = storm(kind, stormy, move, size)
     assert judge(stormy, workers) == []
     assert summary(workers)[1] == 0  # every command was answered
 
 
 @kinds
-def test_primaries_hand_over_under_load(stormy: Cluster, kind: str, seconds: float) -> None:
+def test_primaries_hand_over_under_load(
+    stormy: Cluster, kind: str, size: tuple[float, int]
+) -> None:
     stormy.flush()
     stormy.settle()
 
@@ -234,13 +229,15 @@ def test_primaries_hand_over_under_load(stormy: Cluster, kind: str, seconds: flo
         replica.call("CLUSTER", "FAILOVER")
         until(lambda: replica.call("ROLE")[0] == b"master", "it took over", 4.0)
 
-    workers = storm(kind, stormy, repeated(hand_over, seconds))
+    workers = storm(kind, stormy, hand_over, size)
     stormy.settle()
     assert judge(stormy, workers) == []
 
 
 @kinds
-def test_primaries_are_killed_under_load(stormy: Cluster, kind: str, seconds: float) -> None:
+def test_primaries_are_killed_under_load(
+    stormy: Cluster, kind: str, size: tuple[float, int]
+) -> None:
     stormy.flush()
     stormy.settle()
     killed = []
@@ -254,7 +251,7 @@ def test_primaries_are_killed_under_load(stormy: Cluster, kind: str, seconds: fl
         victim.server.start()
         until(lambda: victim.call("ROLE")[0] == b"slave", "it is back, as a replica")
 
-    workers = storm(kind, stormy, repeated(kill, seconds))
+    workers = storm(kind, stormy, kill, size)
     stormy.settle()
     for when in judge(stormy, workers):  # Redis replicates after it has answered
         assert any(0 <= at - when < 1.0 for at in killed)
@@ -274,7 +271,7 @@ def primaries_alive(cluster: Cluster) -> list[Any]:
 
 
 @kinds
-def test_nodes_restart_under_load(stormy: Cluster, kind: str, seconds: float) -> None:
+def test_nodes_restart_under_load(stormy: Cluster, kind: str, size: tuple[float, int]) -> None:
     """Faster than the others notice, so that nobody takes over; what it had is on its disk."""
     stormy.flush()
     stormy.settle()
@@ -286,6 +283,6 @@ def test_nodes_restart_under_load(stormy: Cluster, kind: str, seconds: float) ->
         node.server.start()
         until(lambda: node in primaries_alive(stormy) or node.call("ROLE")[0] == b"slave", "back")
 
-    workers = storm(kind, stormy, repeated(restart, seconds))
+    workers = storm(kind, stormy, restart, size)
     stormy.settle()
     assert judge(stormy, workers) == []

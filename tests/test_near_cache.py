@@ -346,6 +346,19 @@ def test_event_loops_one_after_the_other(server: EmbeddedServer) -> None:
     gc.collect()  # what those loops have left open is complained of here, and to be expected
 
 
+def test_an_event_loop_beside_another_holds_nothing(server: EmbeddedServer) -> None:
+    async def main() -> None:
+        async with AsyncClient(server.url, near_cache=True) as client:
+            await client.call("GET", "a")
+            near = client._near
+            assert near is not None
+            assert not await asyncio.to_thread(lambda: asyncio.run(near.begin_tracking(5.0)))
+            assert near.figures.live
+            assert await near.begin_tracking(5.0)
+
+    asyncio.run(main())
+
+
 def test_closing_ends_the_thread(server: EmbeddedServer) -> None:
     client = Client(server.url, near_cache=True)
     client.call("GET", "a")

@@ -110,6 +110,15 @@ def test_nothing_is_sent_again_if_so_told() -> None:
         talk.say([UNSENT])
 
 
+@pytest.mark.parametrize("command", [("INCR", LOW), ("GET", LOW)])
+def test_a_part_that_was_done_is_not_said_to_be_unsent(command: Any) -> None:
+    talk = Talk(Batch([command, ("GET", HIGH)]), retry=Retry(attempts=1))
+    reads = command[0] == "GET"
+    with pytest.raises(errors.ConnectError if reads else errors.OutcomeUnknownError) as caught:
+        talk.say([[b"1"], UNSENT])
+    assert ("only a part of it was sent" in str(caught.value)) is not reads
+
+
 @pytest.mark.parametrize("why", ["TRYAGAIN", "CLUSTERDOWN", "READONLY", "LOADING"])
 def test_what_was_refused_is_not_done_after_a_later_one_of_its_slot(why: str) -> None:
     refused = error(f"{why} not now")
@@ -152,6 +161,18 @@ def test_the_replies_to_asking_are_nobody_s() -> None:
     ]
     talk.say([[reply for replies in told for reply in replies]])
     assert talk.replies == [("GET", HIGH), ("GET", LOW)]
+
+
+def test_nodes_that_do_not_agree_are_not_asked_without_a_pause() -> None:
+    steps = Exchange(routes(), ("GET", LOW), Retry()).steps()
+    step = steps.send(None)
+    for place in (B, A, B, A):
+        assert isinstance(step, list)
+        step = steps.send([[error(f"MOVED {SLOT} {place}")]])
+        while step is LOOK:
+            step = steps.send(None)
+    assert isinstance(step, float)
+    assert isinstance(steps.send(True), list)  # noqa: FBT003 - there is time
 
 
 GET = b"*2\r\n$3\r\nGET\r\n$1\r\nb\r\n"
@@ -234,6 +255,20 @@ def test_slots_that_nobody_serves_are_waited_for() -> None:
         steps.send(False)  # noqa: FBT003 - the deadline is before that
     [reply] = stop.value.value
     assert isinstance(reply, errors.ClusterDownError)
+
+
+def test_a_cursor_is_read_where_it_was_opened() -> None:
+    known = routes()
+    known.coordinator = True
+    for name in ("docs", "other", "third"):
+        home = known.owners[key_slot(name.encode())]
+        for command in (
+            ("FT.AGGREGATE", name, "*", "WITHCURSOR"),
+            ("FT.AGGREGATE", name, "*", b"withcursor"),
+            ("FT.CURSOR", "READ", name, 7),
+            ("FT.CURSOR", "DEL", name, 7),
+        ):
+            assert [Talk(command, known).parts for _ in range(8)] == [{home: [command]}] * 8
 
 
 def test_a_scan_during_which_slots_moved_begins_anew() -> None:

@@ -264,6 +264,18 @@ def _homes(servers: Servers) -> list[tuple[Client, int]]:
     return list(zip(servers.nodes, HOMES, strict=True))
 
 
+@pytest.mark.parametrize("text", [False, True])
+def test_an_index_is_whole_when_it_is_so_on_every_node(text: bool) -> None:
+    def node(percent: float, indexing: int) -> Any:
+        numbers = {b"num_docs": 3, b"indexing": indexing, b"percent_indexed": percent}
+        told = {name: repr(n).encode() if text else n for name, n in numbers.items()}
+        return {b"index_name": b"docs", b"index_definition": [], b"attributes": [], **told}
+
+    joined = scatter(("FT.INFO", "docs"), 3).join([node(1.0, 0), node(0.25, 1), node(1.0, 0)])
+    found = {name: float(joined[name]) for name in (b"num_docs", b"indexing", b"percent_indexed")}
+    assert found == {b"num_docs": 9, b"indexing": 1, b"percent_indexed": 0.25}
+
+
 def test_indexes_that_differ_are_told(servers: Servers) -> None:
     (node, home), *_ = _homes(servers)
     node.call("FT.ALTER", local_name(b"docs", home), "SCHEMA", "ADD", "more", "TAG")
