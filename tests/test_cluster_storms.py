@@ -75,7 +75,7 @@ class Worker:
         """Return the replies that are wrong, even if these values were lost before."""
         found = []
         for key, reply, count, more in self.odd:
-            promised = [value for value, _ in self.kept[key][:count]]
+            promised = [value for value, _ in self.kept.get(key, [])[:count]]
             if isinstance(reply, int):  # how long the list is
                 right = count - len(lost.intersection(promised)) <= reply <= count + more
             else:  # its last value

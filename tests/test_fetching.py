@@ -8,6 +8,7 @@ import pytest
 
 from rawredis_llm.errors import ReplyError, UnsupportedError, reply_error
 from rawredis_llm.protocol.fetching import Fetch
+from rawredis_llm.protocol.scattered import scatter
 
 SEARCH = ("FT.SEARCH", "docs", "*", "SORTBY", "n")
 
@@ -43,13 +44,10 @@ ROWS: Any = [(READ, b"#1", {b"n": b"1"}), (UNREAD, b"#2", None), (GONE, b"#3", N
 
 
 def joined(fetch: Fetch, protocol: int) -> Any:
-    """Return a joined reply of these rows; sort keys that nobody asked for have gone from it."""
-    fetch.note([reply(protocol, *ROWS[:1]), reply(protocol, *ROWS[1:])])
-    whole = reply(protocol, *ROWS)
-    if protocol == 3:
-        return whole
-    del whole[2::3]
-    return whole
+    """Return what is joined of these rows, when the fetch has taken note of them."""
+    replies = [reply(protocol, *ROWS[:1]), reply(protocol, *ROWS[1:])]
+    fetch.note(replies)
+    return scatter(SEARCH, len(replies)).join(replies)
 
 
 @both
